@@ -1,0 +1,1 @@
+"""From a prompt to text: sampling, the jitted decoding loop, and the loaded model of the Python API."""

@@ -1,0 +1,1 @@
+"""Attention and cross-entropy: one entry point each, one implementation per platform behind it."""

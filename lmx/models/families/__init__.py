@@ -1,0 +1,1 @@
+"""The model families: one short file each, a configuration with presets over the shared parts."""

@@ -1,0 +1,1 @@
+"""Layers: linear, norm, embedding, position, attention, mlp; and the caches that they write."""

@@ -1,0 +1,1 @@
+"""The training run: state, step, loop, metrics and the checks of it."""
