@@ -1,0 +1,53 @@
+"""A block: its sublayers and their norms as one module."""
+
+import functools
+
+import jax
+from flax import nnx
+
+from lmx.models.specs import BlockSpec
+from lmx.nn.context import Context
+from lmx.nn.module import Part
+from lmx.nn.sublayer import Sublayer
+from lmx.sharding.rules import constrain
+
+RESIDUAL = ("act_batch", "act_length", "act_embed")
+NORMS = ("norm_in", "norm_out", "norm_residual")
+Streams = dict[str, dict[str, jax.Array]]
+"""What one block caches: streams by name, by sublayer."""
+
+
+class Block(nnx.Module):
+    """[batch, length, embed] -> [batch, length, embed]."""
+
+    def __init__(self, spec: BlockSpec, width: int, rngs: nnx.Rngs):
+        self.spec = spec
+        for name, sublayer in zip(spec.names(), spec.sublayers, strict=True):
+            setattr(self, name, sublayer.inner(width).build(rngs))
+            for place in NORMS:
+                norm = getattr(sublayer, place)
+                setattr(self, f"{name}_{place}", norm and norm.part(width).build(rngs))
+
+    def __call__(self, x: jax.Array, contexts: dict[str, Context]) -> tuple[jax.Array, Streams]:
+        """Applies the sublayers, each with its context; returns the hidden states and what was cached."""
+        streams: Streams = {}
+        for name, sublayer in zip(self.spec.names(), self.spec.sublayers, strict=True):
+            x = constrain(x, RESIDUAL)
+            x = self._apply(name, sublayer, x, contexts[name], streams)
+        return constrain(x, RESIDUAL), streams
+
+    def _apply(self, name: str, sublayer: Sublayer, x: jax.Array, context: Context, streams: Streams) -> jax.Array:
+        norms = {place: getattr(self, f"{name}_{place}") or _identity for place in NORMS}
+        out = getattr(self, name)(norms["norm_in"](x), context)
+        if out.cache is not None:
+            streams[name] = out.cache.streams
+        return norms["norm_residual"](x + norms["norm_out"](out.hidden))
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+def block_part(spec: BlockSpec, width: int) -> Part:
+    """The block as a part: ``init``, ``axes`` and ``bind``."""
+    return Part(functools.partial(Block, spec, width))

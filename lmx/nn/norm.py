@@ -1,0 +1,70 @@
+"""Normalisation. Statistics are float32 whatever the input's dtype."""
+
+import abc
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lmx.nn.module import Part, parameter
+
+
+@dataclass(frozen=True)
+class Norm(abc.ABC):
+    """Base class of the norms' specs."""
+
+    eps: float = 1e-5
+
+    @abc.abstractmethod
+    def part(self, width: int) -> Part:
+        """The module for inputs [..., width]."""
+
+
+@dataclass(frozen=True)
+class LayerNorm(Norm):
+    """(x - mean) / sqrt(variance + eps) * scale + bias (Ba et al. 2016)."""
+
+    bias: bool = True
+
+    def part(self, width: int) -> Part:
+        """The module for inputs [..., width]."""
+        return Part(functools.partial(LayerNormModule, self, width))
+
+
+@dataclass(frozen=True)
+class RmsNorm(Norm):
+    """x / sqrt(mean(x^2) + eps) * scale (Zhang and Sennrich 2019)."""
+
+    def part(self, width: int) -> Part:
+        """The module for inputs [..., width]."""
+        return Part(functools.partial(RmsNormModule, self, width))
+
+
+class LayerNormModule(nnx.Module):
+    """[..., width] -> [..., width]."""
+
+    def __init__(self, spec: LayerNorm, width: int, rngs: nnx.Rngs):
+        self.eps = spec.eps
+        self.scale = parameter(rngs, (width,), ("norm",), nnx.initializers.ones)
+        self.bias = parameter(rngs, (width,), ("norm",), nnx.initializers.zeros) if spec.bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps) * self.scale[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+
+
+class RmsNormModule(nnx.Module):
+    """[..., width] -> [..., width]."""
+
+    def __init__(self, spec: RmsNorm, width: int, rngs: nnx.Rngs):
+        self.eps = spec.eps
+        self.scale = parameter(rngs, (width,), ("norm",), nnx.initializers.ones)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        y = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        return (y * self.scale[...]).astype(x.dtype)

@@ -1,0 +1,52 @@
+"""The device mesh: one function, named axes, and clear words when the axes do not divide the devices."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from lmx.errors import UserError
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How many ways each kind of parallelism splits the devices; one axis may be -1, "the rest"."""
+
+    data: int = -1
+    """Replicas of the model, each on its own part of the batch."""
+    fsdp: int = 1
+    """Shards of the parameters, gradients and optimizer state; also splits the batch."""
+    tensor: int = 1
+    """Shards of every layer's heads and hidden units, and of the vocabulary."""
+
+    def sizes(self, devices: int) -> dict[str, int]:
+        """The axes' sizes on ``devices`` devices, "the rest" filled in.
+
+        Raises:
+          UserError: more than one -1, a size below 1, or a product that is not the number of devices.
+        """
+        sizes = {f.name: getattr(self, f.name) for f in fields(self)}
+        free = [name for name, size in sizes.items() if size == -1]
+        wrong = [name for name, size in sizes.items() if size < 1 and size != -1]
+        if len(free) > 1 or wrong:
+            what = f"mesh.{wrong[0]} is {sizes[wrong[0]]}" if wrong else f"mesh.{free[0]} and mesh.{free[1]} are -1"
+            raise UserError(f"{what}; each axis is at least 1, and at most one of them -1 for 'the rest'")
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if devices % fixed or (not free and fixed != devices):
+            asked = " x ".join(f"{name} {size}" for name, size in sizes.items() if size != -1)
+            raise UserError(
+                f"the mesh {asked} takes {'a multiple of ' if free else ''}{fixed} devices, but there are {devices}; "
+                f"choose sizes whose product is {devices}, or set one axis to -1"
+            )
+        return {name: devices // fixed if size == -1 else size for name, size in sizes.items()}
+
+
+def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices (or those given), with ``Auto`` axes: the compiler propagates the shardings."""
+    devices = list(jax.devices()) if devices is None else list(devices)
+    sizes = config.sizes(len(devices))
+    names = tuple(sizes)
+    kinds = (AxisType.Auto,) * len(names)
+    return jax.make_mesh(tuple(sizes.values()), names, axis_types=kinds, devices=devices)
