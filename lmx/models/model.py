@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lmx.kernels.attention import MASKED
+from lmx.models.block import RESIDUAL
 from lmx.models.specs import ModelSpec, Remat
 from lmx.models.stack import init_stack, scan_stack, stack_axes, unrolled_stack, unstack
 from lmx.nn.cache import Cache, empty_view
@@ -98,9 +99,10 @@ def apply(
       key: for dropout; None for none.
       remat: what is kept for the backward pass.
     """
-    context = Context(inputs.positions, inputs.segments, key)
+    embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
     embed = spec.embedding.part(spec.width).bind(params["embedding"])
-    x = constrain(embed(inputs.tokens, context.fold(-1)), ("act_batch", "act_length", "act_embed"))
+    x = embed(inputs.tokens, Context(inputs.positions, inputs.segments, embed_key))
+    x, context = constrain(x, RESIDUAL), Context(inputs.positions, inputs.segments, stack_key)
     if isinstance(params["stack"], tuple):
         x, cache = _unrolled(spec, params, x, context, cache)
     else:

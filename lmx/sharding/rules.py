@@ -124,3 +124,9 @@ def constrain(array: jax.Array, axes: LogicalAxes) -> jax.Array:
     if sharding is None or sharding.mesh.size == 1:
         return array
     return jax.lax.with_sharding_constraint(array, sharding.named(axes))
+
+
+def ways(name: str) -> int:
+    """How many pieces the current rules cut a logical axis into; 1 outside ``use_sharding``."""
+    sharding = _current.get()
+    return 1 if sharding is None else sharding.ways(name)

@@ -1,0 +1,176 @@
+"""From prompts to completions: padding, the compiled loop, stop strings, and text as it comes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmx.data.tokenizer import TextStream, TextTokenizer
+from lmx.decode.loop import Program, decode_chunk, prefill
+from lmx.decode.sampling import Sampling
+from lmx.errors import UserError
+from lmx.models.model import Inputs
+from lmx.models.specs import ModelSpec
+from lmx.nn.module import Params
+
+BUCKET = 64
+"""Prompts and caches are padded to multiples of this, so that few lengths are ever compiled."""
+CHUNK = 16
+"""Tokens between looks at the host: stop strings are found, and text shown, this often."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A prompt's continuation. ``logprobs`` are natural, under the model's own distribution (no temperature); the
+    tokens include the stop token that ended them, the text does not."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass
+class Row:
+    """One prompt's progress."""
+
+    stream: TextStream
+    stops: frozenset[int]
+    stop_strings: tuple[str, ...]
+    limit: int
+    text: str = ""
+    shown: int = 0
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: Literal["stop", "length"] | None = None
+
+    def push(self, token: int, logprob: float) -> None:
+        """Takes one token, unless the row has finished."""
+        if self.finish_reason or token < 0:
+            return
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        if token in self.stops:
+            self.finish("stop")
+            return
+        self.text += self.stream.push(token)
+        found = [self.text.find(s) for s in self.stop_strings if s in self.text]
+        if found:
+            self.text = self.text[: min(found)]
+            self.finish_reason = "stop"
+        elif len(self.tokens) == self.limit:
+            self.finish("length")
+
+    def finish(self, reason: Literal["stop", "length"]) -> None:
+        """Ends the row, with what the byte stream still held back."""
+        self.text += self.stream.flush()
+        found = [self.text.find(s) for s in self.stop_strings if s in self.text]
+        self.text = self.text[: min(found)] if found else self.text
+        self.finish_reason = reason
+
+    def news(self) -> str:
+        """The text that is certain and was not shown yet: nothing that may turn out to begin a stop string."""
+        held = 0 if self.finish_reason else max((len(s) - 1 for s in self.stop_strings), default=0)
+        end = max(self.shown, len(self.text) - held)
+        piece, self.shown = self.text[self.shown : end], end
+        return piece
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A model ready to decode.
+
+    Attributes:
+      spec: the model's shape.
+      params: with unstacked layers, in the dtype to compute in.
+      tokenizer: text <-> tokens.
+    """
+
+    spec: ModelSpec
+    params: Params
+    tokenizer: TextTokenizer
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        stop: Sequence[str] = (),
+        chunk: int = CHUNK,
+    ) -> Iterator[tuple[list[Row], list[str]]]:
+        """Yields after every chunk all rows and the text that each has gained.
+
+        Raises:
+          UserError: a prompt that does not fit the context with its completion, or tokenizes to nothing usable.
+        """
+        if not prompts:
+            raise UserError("there is no prompt to continue; give at least one")
+        encoded = [self._encode(p, i, max_new_tokens) for i, p in enumerate(prompts)]
+        rows = [
+            Row(TextStream(self.tokenizer), frozenset([self.tokenizer.end_id]), tuple(stop), max_new_tokens)
+            for _ in prompts
+        ]
+        program, inputs = Program(self.spec, sampling.filters), left_padded(encoded)
+        keys = jax.vmap(jax.random.key)(jnp.array([s & 0xFFFFFFFF for s in seeds], jnp.uint32))
+        stops = jnp.array([self.tokenizer.end_id], jnp.int32)
+        slots = _bucketed(inputs.tokens.shape[1] + max_new_tokens)
+        state = prefill(program, self.params, inputs, keys, stops, sampling.values(), slots=slots)
+        for start in range(0, max_new_tokens, chunk):
+            count = min(chunk, max_new_tokens - start)
+            state, tokens, logprobs = decode_chunk(program, self.params, state, count, steps=chunk)
+            for row, new, scores in zip(rows, np.asarray(tokens), np.asarray(logprobs), strict=True):
+                for token, score in zip(new.tolist(), scores.tolist(), strict=True):
+                    row.push(token, score)
+            yield rows, [row.news() for row in rows]
+            if all(row.finish_reason for row in rows):
+                return
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 64,
+        sampling: Sampling | None = None,
+        seeds: Sequence[int],
+        stop: Sequence[str] = (),
+    ) -> list[Completion]:
+        """The completions of ``prompts``, in their order."""
+        rows: list[Row] = []
+        sampling = sampling or Sampling()
+        for rows, _ in self.stream(
+            prompts, max_new_tokens=max_new_tokens, sampling=sampling, seeds=seeds, stop=stop
+        ):
+            pass
+        return [Completion(r.text, tuple(r.tokens), tuple(r.logprobs), r.finish_reason or "length") for r in rows]
+
+    def _encode(self, prompt: str, index: int, new: int) -> list[int]:
+        """A prompt begins as documents do in training: with the end-of-text token."""
+        tokens = [self.tokenizer.end_id, *self.tokenizer.encode(prompt)]
+        if new < 1:
+            raise UserError(f"max_new_tokens is {new}, expected at least 1")
+        if len(tokens) + new > self.spec.context:
+            raise UserError(
+                f"prompt {index} has {len(tokens)} tokens, which with {new} new ones exceeds the model's context of "
+                f"{self.spec.context}; shorten it to {max(self.spec.context - new, 0)} tokens or ask for fewer"
+            )
+        return tokens
+
+
+def left_padded(prompts: Sequence[Sequence[int]]) -> Inputs:
+    """Prompts as int32 [batch, length], padded on the left (segment 0) to a multiple of BUCKET."""
+    length = _bucketed(max(len(p) for p in prompts))
+    tokens, segments = (np.zeros((len(prompts), length), np.int32) for _ in range(2))
+    for i, prompt in enumerate(prompts):
+        tokens[i, length - len(prompt) :] = prompt
+        segments[i, length - len(prompt) :] = 1
+    positions = np.maximum(np.cumsum(segments, axis=1, dtype=np.int32) - 1, 0)
+    return Inputs(jnp.asarray(tokens), jnp.asarray(positions), jnp.asarray(segments))
+
+
+def _bucketed(length: int) -> int:
+    return -(-length // BUCKET) * BUCKET

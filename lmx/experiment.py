@@ -1,0 +1,171 @@
+"""Experiment: the whole of a run, composed of the parts' own configurations. A recipe is a function that returns one."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lmx import config
+from lmx.checkpoint.config import CheckpointConfig
+from lmx.data.config import DataConfig
+from lmx.errors import UserError
+from lmx.models.config import ModelConfig
+from lmx.models.families import Gpt2
+from lmx.models.specs import Remat
+from lmx.objectives.next_token import NextToken
+from lmx.objectives.objective import Objective
+from lmx.optim.optimizer import AdamW, Optimizer
+from lmx.optim.schedule import Schedule
+from lmx.sharding.mesh import MeshConfig
+from lmx.sharding.rules import Rules
+
+Compute = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop: how long, how much at once, and what is kept or averaged."""
+
+    steps: int = 1000
+    """Optimizer steps."""
+    batch: int = 8
+    """Sequences in a step, over all devices."""
+    length: int = 512
+    """Tokens in a sequence; at most model.context."""
+    accumulate: int = 1
+    """Microbatches that a step is cut into, to save memory."""
+    seed: int = 0
+    """Seeds the parameters, the data order and dropout."""
+    compute: Compute = "float32"
+    """Dtype of the matrix products; the parameters stay float32."""
+    remat: Remat = "dots"
+    """What the forward pass keeps: everything (none), results of matrix products (dots), block inputs (full)."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the parameters, used for evaluation; 0 for none."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    max_skipped: int = 10
+    """Steps in a row with non-finite gradients (each is skipped) after which the run stops."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation on the held-out documents during training."""
+
+    every: int = 200
+    """Steps between evaluations; there is always one at the end. 0: only that one."""
+    rows: int = 0
+    """Held-out rows to use; 0 for all of them."""
+    patience: int = 0
+    """Evaluations without a better loss after which training stops early; 0 never stops it."""
+    min_improvement: float = 0.0
+    """Nats by which a loss must be lower to count as better."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Text written by the model during training, kept in samples.jsonl."""
+
+    every: int = 0
+    """Steps between samples; there are always some at the end. 0: only those."""
+    prompts: tuple[str, ...] = ()
+    """What the model continues; none for no samples."""
+    tokens: int = 64
+    """Tokens to write."""
+    temperature: float = 0.8
+    """0 takes the likeliest token."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A complete run."""
+
+    model: ModelConfig = field(default_factory=Gpt2)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: Objective = field(default_factory=NextToken)
+    optimizer: Optimizer = field(default_factory=AdamW)
+    schedule: Schedule = field(default_factory=Schedule)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    rules: Rules = field(default_factory=Rules)
+
+    def check(self) -> None:
+        """Raises UserError for numbers that do not fit each other, before anything is read or compiled."""
+        train = self.train
+        for name in ("steps", "batch", "length", "accumulate", "log_every", "max_skipped"):
+            if getattr(train, name) < 1:
+                raise UserError(f"train.{name} is {getattr(train, name)}, expected at least 1")
+        if train.length > self.model.context:
+            raise UserError(
+                f"train.length {train.length} is longer than model.context {self.model.context}; "
+                f"lower the one or raise the other"
+            )
+        if train.batch % train.accumulate:
+            raise UserError(f"train.batch {train.batch} is not divisible by train.accumulate {train.accumulate}")
+        if not 0 <= train.ema < 1:
+            raise UserError(f"train.ema is {train.ema}, expected a decay from 0 (none) to below 1")
+        self.schedule.check(train.steps)
+        self.model.spec()
+
+
+HARMLESS = ("train.log_every", "train.max_skipped", "eval", "sample", "checkpoint", "data.cache_dir")
+"""Parts that a resumed run may change: they do not alter what is learned from which data."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Where a run keeps what: its configuration, tokenizer, checkpoints, metrics, samples and report."""
+
+    path: Path
+
+    @property
+    def experiment(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "experiment.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The directory of the tokenizer, a copy of the run's own."""
+        return self.path / "tokenizer"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """One JSON object a sampled text: step, prompt, text."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def fingerprint(self) -> Path:
+        """What bitwise repetition depends on: versions, devices, cores, flags, data."""
+        return self.path / "fingerprint.json"
+
+    @property
+    def data(self) -> Path:
+        """Statistics of the prepared data."""
+        return self.path / "data.json"
+
+    @property
+    def summary(self) -> Path:
+        """The results of a finished run."""
+        return self.path / "summary.json"
+
+    def load_experiment(self) -> Experiment:
+        """The run's experiment.
+
+        Raises:
+          UserError: this is not a run directory, or its configuration was damaged.
+        """
+        if not self.experiment.exists():
+            raise UserError(f"{self.path} is not a run directory: it has no {self.experiment.name}")
+        return config.load(Experiment, self.experiment)

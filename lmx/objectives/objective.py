@@ -1,0 +1,28 @@
+"""What every objective is: a small configuration that knows its loss."""
+
+import abc
+from dataclasses import dataclass
+
+import jax
+
+from lmx.kernels.cross_entropy import LossSums
+from lmx.models.specs import ModelSpec, Remat
+from lmx.nn.module import Params
+
+Batch = dict[str, jax.Array]
+"""int32 [batch, length] each: tokens, targets, segment_ids (0 is padding), positions."""
+
+
+@dataclass(frozen=True)
+class Objective(abc.ABC):
+    """Base class of the objectives."""
+
+    @abc.abstractmethod
+    def loss(
+        self, spec: ModelSpec, params: Params, batch: Batch, *, key: jax.Array | None = None, remat: Remat = "none"
+    ) -> LossSums:
+        """The sums of the losses over the batch's targets, and of their weights.
+
+        Sums rather than means: microbatches and devices may hold different numbers of targets, and only the sums
+        over all of them give every target the same weight.
+        """
