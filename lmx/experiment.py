@@ -59,6 +59,8 @@ class EvalConfig:
     """Evaluations without a better loss after which training stops early; 0 never stops it."""
     min_improvement: float = 0.0
     """Nats by which a loss must be lower to count as better."""
+    xz: bool = False
+    """At the end, also compress the held-out text with xz -9, alone and after the training text, to compare with."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class Experiment:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     rules: Rules = field(default_factory=Rules)
+    init_from: str = ""
+    """A run directory whose weights are the start; the optimizer and the step are fresh."""
 
     def check(self) -> None:
         """Raises UserError for numbers that do not fit each other, before anything is read or compiled."""
@@ -110,8 +114,11 @@ class Experiment:
         self.model.spec()
 
 
-HARMLESS = ("train.log_every", "train.max_skipped", "eval", "sample", "checkpoint", "data.cache_dir")
-"""Parts that a resumed run may change: they do not alter what is learned from which data."""
+HARMLESS = (
+    *("train.log_every", "train.max_skipped", "train.remat"),
+    *("eval", "sample", "checkpoint", "data.cache_dir", "mesh", "rules"),
+)
+"""Parts that a resumed run may change: what is learned from which data does not depend on them, but for rounding."""
 
 
 @dataclass(frozen=True)

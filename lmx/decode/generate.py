@@ -146,7 +146,7 @@ class Generator:
             prompts, max_new_tokens=max_new_tokens, sampling=sampling, seeds=seeds, stop=stop
         ):
             pass
-        return [Completion(r.text, tuple(r.tokens), tuple(r.logprobs), r.finish_reason or "length") for r in rows]
+        return completed(rows)
 
     def _encode(self, prompt: str, index: int, new: int) -> list[int]:
         """A prompt begins as documents do in training: with the end-of-text token."""
@@ -159,6 +159,11 @@ class Generator:
                 f"{self.spec.context}; shorten it to {max(self.spec.context - new, 0)} tokens or ask for fewer"
             )
         return tokens
+
+
+def completed(rows: Sequence[Row]) -> list[Completion]:
+    """The finished rows as completions."""
+    return [Completion(r.text, tuple(r.tokens), tuple(r.logprobs), r.finish_reason or "length") for r in rows]
 
 
 def left_padded(prompts: Sequence[Sequence[int]]) -> Inputs:

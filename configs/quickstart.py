@@ -1,0 +1,47 @@
+"""A small Llama on the Python standard library, or on your own text.
+
+    lmx train configs/quickstart.py
+    lmx train configs/quickstart.py:own_text --data.sources.0.files "my/texts/*.txt" --run-dir runs/mine
+"""
+
+from dataclasses import replace
+
+from lmx.data.config import DataConfig, LocalFiles, TrainedBpe
+from lmx.experiment import EvalConfig, Experiment, SampleConfig, TrainConfig
+from lmx.models.families.llama import Llama
+from lmx.optim.optimizer import AdamW
+from lmx.optim.schedule import Schedule
+
+
+def quickstart() -> Experiment:
+    """Trains, evaluates, reports and samples in a few minutes on two cores."""
+    return Experiment(
+        model=Llama(
+            vocab=4096,
+            context=256,
+            layers=4,
+            width=256,
+            heads=4,
+            kv_heads=2,
+            head_dim=64,
+            hidden=640,
+            rope_theta=10_000.0,
+            tied=True,
+        ),
+        data=DataConfig(tokenizer=TrainedBpe(vocab_size=4096)),
+        optimizer=AdamW(weight_decay=0.05),
+        schedule=Schedule(peak=4e-3, warmup=30, final=0.05),
+        train=TrainConfig(steps=400, batch=8, length=256, remat="none"),
+        eval=EvalConfig(every=200, rows=64, xz=True),
+        sample=SampleConfig(every=200, prompts=("def ", "import ", "class "), tokens=96),
+    )
+
+
+def own_text() -> Experiment:
+    """The same model on text files: give them with --data.sources.0.files."""
+    base = quickstart()
+    return replace(
+        base,
+        data=replace(base.data, sources=(LocalFiles(),)),
+        sample=replace(base.sample, prompts=("The ",)),
+    )

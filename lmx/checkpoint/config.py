@@ -1,0 +1,36 @@
+"""When a run is saved, and which of its checkpoints stay."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lmx.errors import UserError
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When a run is saved, and which of its checkpoints stay."""
+
+    every: int = 500
+    """Steps between checkpoints; 0 saves only at the end."""
+    keep: int = 3
+    """How many of the newest good checkpoints stay."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of this stay for ever; 0 keeps none for ever."""
+    asynchronous: bool = True
+    """Write while training goes on; this holds one more copy of the state in host memory."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 0), ("keep", 1), ("keep_every", 0)):
+            if getattr(self, name) < least:
+                value = getattr(self, name)
+                raise UserError(f"checkpoint.{name} is {value}, expected {least} or more")
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is wanted after ``step`` steps."""
+        return self.every > 0 and step > 0 and step % self.every == 0
+
+    def kept(self, steps: Iterable[int]) -> frozenset[int]:
+        """Those of the good ``steps`` that the rules keep."""
+        ordered = sorted(steps)
+        lasting = {s for s in ordered if self.keep_every and s % self.keep_every == 0}
+        return frozenset(ordered[-self.keep :]) | lasting

@@ -1,0 +1,88 @@
+"""``lmx data prepare|stats RECIPE``: prepares what a recipe trains on, and says what is in it."""
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from lmx.data.prepare import Prepared
+
+DESCRIPTION = """Prepares a recipe's documents, tokenizer and tokens (prepare), or prints what is in them
+(stats). Preparation goes on where it was interrupted.
+
+Example: lmx data stats configs/quickstart.py --length 1024 --data.held-out 0.05
+"""
+
+
+@dataclass(frozen=True)
+class DataCommand:
+    """Options of ``lmx data``; what is not among them overrides the recipe."""
+
+    action: Literal["prepare", "stats"]
+    """Prepare the data, or prepare what is missing and print its statistics."""
+    recipe: str
+    """path/to/file.py or path/to/file.py:function."""
+    length: int | None = None
+    """Row length: also plans the packing and reports rows and padding."""
+    workers: int = 0
+    """Processes that prepare; 0 is as many as the corpus is worth."""
+    json: str = ""
+    """File for the statistics as JSON; "-" is standard output."""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    import tyro
+
+    command, overrides = tyro.cli(
+        DataCommand,
+        prog="lmx data",
+        description=DESCRIPTION,
+        args=argv,
+        return_unknown_args=True,
+        config=(tyro.conf.PositionalRequiredArgs,),
+    )
+    from lmx.cli.recipes import load_recipe
+    from lmx.data.prepare import prepare
+
+    prepared = prepare(load_recipe(command.recipe, overrides).data, workers=command.workers)
+    _report(prepared, command)
+    return 0
+
+
+def _report(prepared: "Prepared", command: DataCommand) -> None:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    stats = prepared.stats(command.length)
+    if command.json == "-":
+        print(_as_json(stats))
+        return
+    if command.json:
+        Path(command.json).write_text(_as_json(stats) + "\n", encoding="utf-8")
+    console = Console(file=sys.stdout)
+    console.print(f"prepared in {prepared.root}, fingerprint {prepared.fingerprint}", soft_wrap=True)
+    if command.action == "stats" or command.length is not None:
+        console.print(_table(stats))
+
+
+def _as_json(stats: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(stats, indent=2)
+
+
+def _table(stats: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("source")
+    for name in stats["sources"]:
+        table.add_column(name, justify="right")
+    for key in next(iter(stats["sources"].values())):
+        values = [source[key] for source in stats["sources"].values()]
+        table.add_row(
+            key.replace("_", " "), *(f"{v:,}" if isinstance(v, int) else f"{v:.6g}" for v in values)
+        )
+    return table

@@ -1,0 +1,65 @@
+"""The command ``lmx``: finds the command's module, and turns errors into one sentence and an exit code."""
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from lmx.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, LmxError
+
+COMMANDS = {
+    "train": "Train a recipe, or go on with a run.",
+    "eval": "Score a model on held-out text.",
+    "generate": "Continue prompts.",
+    "data": "Prepare a recipe's data, or show its statistics.",
+    "check": "Check a recipe on meshes, or a run under faults.",
+    "bench": "Measure training or decoding.",
+    "report": "Write an HTML page about runs.",
+}
+USAGE = "usage: lmx COMMAND ...\n\ncommands (each has --help with an example):\n" + "".join(
+    f"  {name:10}{summary}\n" for name, summary in COMMANDS.items()
+)
+EXAMPLE = "\nexample: lmx train configs/quickstart.py --train.steps 200\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command. Exit codes: 0 done, 75 interrupted and resumable, 2 the user's mistake, 1 a failure."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE + EXAMPLE, end="")
+        return EXIT_DONE if arguments else EXIT_USER_ERROR
+    name, *rest = arguments
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(version("lmx"))
+        return EXIT_DONE
+    if name not in COMMANDS:
+        print(f"lmx: there is no command {name!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return _run(name, rest)
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    try:
+        importlib.import_module(f"lmx.cli.{name}").main(arguments)
+    except LmxError as error:
+        print(f"lmx {name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"lmx {name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output left, as in `lmx ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        print(f"lmx {name}: {error.filename or 'a file'} cannot be written: {error.strerror}", file=sys.stderr)
+        return EXIT_FAILURE
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""``lmx train``: train a recipe, or go on with its run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Train:
+    """Trains a recipe into a run directory. Started again, it goes on from the last checkpoint by itself.
+
+    Every field of the recipe is an option. Example: lmx train configs/quickstart.py --train.steps 200 --run-dir runs/a
+    """
+
+    run_dir: str = ""
+    """Where the run is kept; runs/RECIPE by default."""
+    allow_config_change: tuple[str, ...] = ()
+    """Fields (as model.layers, or model for all of it) that may differ from those of the run that goes on."""
+    profile: tuple[int, int] | None = None
+    """First and last step of a profiler trace, counted from 1; it lands in RUN/profile."""
+    json: str = ""
+    """Also write the summary as JSON to this file; "-" is standard output."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs ``lmx train`` with these arguments."""
+    from lmx.cli.recipes import parse, print_result
+    from lmx.cli.runtime import start_jax
+
+    options, recipe = parse("train", Train, argv)
+    start_jax()
+    from lmx.train.run import RunOptions, train
+
+    run_dir = Path(options.run_dir or f"runs/{recipe.name}")
+    summary = train(recipe.experiment, run_dir, RunOptions(options.allow_config_change, options.profile))
+    print_result(summary, describe(summary, run_dir), options.json)
+
+
+def describe(summary: dict[str, Any], run_dir: Path) -> str:
+    """The summary for people: scores beside the compressor's, samples, and where to look."""
+    from lmx.experiment import RunDir
+
+    lines = [f"{summary['steps']} steps, held-out loss {summary['eval_loss']:.4f}"]
+    lines.append(f"bits per byte on held-out text: model {summary['eval_bits_per_byte']:.4f}")
+    if "xz_bits_per_byte" in summary:
+        lines[-1] += (
+            f", xz -9 {summary['xz_bits_per_byte']:.4f}, xz -9 after the training text "
+            f"{summary['xz_head_start_bits_per_byte']:.4f}"
+        )
+    lines += _samples(RunDir(run_dir).samples, summary["steps"])
+    lines.append(f"run directory: {run_dir}")
+    lines.append(f"report: {summary['report'] or 'not drawn: ' + summary['report_missing']}")
+    return "\n".join(lines)
+
+
+def _samples(file: Path, step: int) -> list[str]:
+    import json
+
+    if not file.exists():
+        return []
+    samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [f"--- sample\n{s['prompt']}{s['text']}\n---" for s in samples if s["step"] == step]

@@ -1,0 +1,1 @@
+"""TFDS dataset builders whose records are documents, in ArrayRecord files, built without TensorFlow."""

@@ -1,0 +1,68 @@
+"""The standard library of the running interpreter as a TFDS dataset."""
+
+import ast
+import json
+import os
+import tokenize
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lmx.data.builders import files
+from lmx.data.builders.base import DocumentsBuilder, Span
+
+
+class PythonStdlib(DocumentsBuilder):
+    """Modules of the Python standard library, with (name, code, docstring) of every documented definition."""
+
+    FEATURES = ("text", "path", "docstrings")
+
+    @classmethod
+    def spans(cls, source: Any) -> list[Span]:
+        """One span a module, sorted by path."""
+        return [Span(path, os.stat(path).st_size) for path in files.stdlib_files()]
+
+    @classmethod
+    def records(cls, source: Any, span: Span) -> Iterator[dict[str, str] | None]:
+        """One record; None where the module's own encoding does not decode it (some are test data)."""
+        try:
+            with tokenize.open(span.path) as file:
+                text = file.read()
+        except (SyntaxError, UnicodeDecodeError):
+            yield None
+            return
+        path = Path(span.path).relative_to(files.stdlib_root()).as_posix()
+        yield {"text": text, "path": path, "docstrings": json.dumps(docstrings(text))}
+
+
+def docstrings(text: str) -> list[tuple[str, str, str]]:
+    """(name, code without the docstring, docstring) of each documented function and class of a module."""
+    if '"""' not in text and "'''" not in text:
+        return []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # SyntaxWarnings about the corpus are not the user's
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []  # the library holds files that are wrong on purpose; their text is still a document
+    lines = text.splitlines()
+    return [pair for node in _statements(tree) for pair in _documented(node, lines)]
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """The statements under ``node``, at any depth; ``ast.walk`` would go into every expression."""
+    for field in ("body", "orelse", "handlers", "finalbody", "cases"):
+        for child in getattr(node, field, ()):
+            yield child
+            yield from _statements(child)
+
+
+def _documented(node: ast.AST, lines: list[str]) -> Iterator[tuple[str, str, str]]:
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return
+    docstring = ast.get_docstring(node)
+    first = node.body[0]
+    if docstring and first.end_lineno and node.end_lineno and first.lineno > node.lineno:
+        code = lines[node.lineno - 1 : first.lineno - 1] + lines[first.end_lineno : node.end_lineno]
+        yield node.name, "\n".join(code), docstring

@@ -1,0 +1,193 @@
+"""The packing plan: which pieces of which documents share a row.
+
+A document of n tokens has a stream of n + 2 (an end token before and after) and n + 1 predictions. A piece of
+``count`` predictions is ``stream[start : start + count + 1]`` and takes ``count`` positions of a row:
+position j holds token j and predicts token j + 1. Pieces of one document overlap by one token, so each token
+of a stream but its first is predicted exactly once, in one row.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from lmx.data import cache
+
+WINDOW = 65_536  # documents packed together: fill 0.9999, and memory that does not grow with the corpus
+PIECE = np.dtype([("document", "<i8"), ("start", "<i4"), ("count", "<i4")])
+Packing = Literal["best_fit", "split"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows of pieces, memory-mapped.
+
+    Attributes:
+      length: positions in a row.
+      pieces: :data:`PIECE` ``[pieces]``, those of a row together.
+      offsets: int64 ``[rows + 1]``, where each row's pieces begin.
+      cut: documents that lie in more than one row.
+    """
+
+    length: int
+    pieces: np.ndarray
+    offsets: np.ndarray
+    cut: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def row(self, index: int) -> np.ndarray:
+        """The pieces of a row, :data:`PIECE` ``[pieces in the row]``."""
+        return self.pieces[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def padding(self) -> float:
+        """Share of positions that hold no piece."""
+        positions = len(self) * self.length
+        return 1 - int(self.pieces["count"].sum(dtype=np.int64)) / positions if positions else 0.0
+
+
+def make_plan(
+    lengths: np.ndarray, documents: np.ndarray, length: int, packing: Packing, directory: Path
+) -> Plan:
+    """Plans rows of ``length`` positions and writes them to ``directory``, or opens what is there.
+
+    Args:
+      lengths: int ``[all documents]``, tokens in each document.
+      documents: int ``[chosen]``, the documents to pack, in order.
+      length: positions in a row.
+      packing: ``best_fit`` keeps documents (or the rest of one longer than a row) whole; ``split`` cuts at
+      every row. directory: where the plan lives.
+    """
+    if not directory.exists():
+        with cache.locked(directory.parent):
+            if not directory.exists():
+                with cache.whole_dir(directory) as temporary:
+                    _write(_planned(lengths, documents, length, packing), temporary)
+    return Plan(
+        length,
+        _mapped(directory / "pieces.bin", PIECE),
+        _mapped(directory / "offsets.bin", np.dtype("<i8")),
+        cache.read_json(directory / "meta.json")["cut"],
+    )
+
+
+def _planned(
+    lengths: np.ndarray, documents: np.ndarray, length: int, packing: Packing
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each window: its pieces in row order, and the row of each, counted from the first row of all."""
+    position = row = 0
+    for first in range(0, len(documents), WINDOW):
+        window = np.asarray(documents[first : first + WINDOW], np.int64)
+        predictions = np.asarray(lengths[window], np.int64) + 1
+        if packing == "split":
+            pieces, rows = split_window(window, predictions, length, position)
+            position += int(predictions.sum())
+        else:
+            pieces, rows = best_fit_window(window, predictions, length)
+            rows += row
+            row = int(rows[-1]) + 1
+        yield pieces, rows
+
+
+def _write(windows: Iterator[tuple[np.ndarray, np.ndarray]], directory: Path) -> None:
+    total, last_row, cut = 0, -1, 0
+    with (
+        (directory / "pieces.bin").open("wb") as pieces_file,
+        (directory / "offsets.bin").open("wb") as offsets_file,
+    ):
+        for pieces, rows in windows:
+            pieces.tofile(pieces_file)
+            new = np.flatnonzero(np.diff(rows, prepend=last_row))
+            (total + new).astype("<i8").tofile(offsets_file)
+            total, last_row = total + len(pieces), int(rows[-1])
+            cut += int((np.unique(pieces["document"], return_counts=True)[1] > 1).sum())
+        np.array([total], "<i8").tofile(offsets_file)
+    cache.write_json(directory / "meta.json", {"cut": cut})
+
+
+def _mapped(file: Path, dtype: np.dtype) -> np.ndarray:
+    return np.memmap(file, dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
+
+
+def _pieces(document: np.ndarray, start: np.ndarray, count: np.ndarray) -> np.ndarray:
+    pieces = np.empty(len(document), PIECE)
+    pieces["document"], pieces["start"], pieces["count"] = document, start, count
+    return pieces
+
+
+def split_window(
+    documents: np.ndarray, predictions: np.ndarray, length: int, position: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces and rows of documents laid end to end from ``position``, cut at each multiple of ``length``."""
+    starts = position + np.concatenate([[0], np.cumsum(predictions)])
+    edges = np.arange(-(-position // length) * length, starts[-1], length)
+    cuts = np.union1d(starts[:-1], edges)
+    owner = np.searchsorted(starts, cuts, side="right") - 1
+    counts = np.diff(cuts, append=starts[-1])
+    return _pieces(documents[owner], cuts - starts[owner], counts), cuts // length
+
+
+def best_fit_window(
+    documents: np.ndarray, predictions: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces and rows of documents packed by best fit; rows in the order of their first documents."""
+    full, rest = predictions // length, predictions % length
+    owner = np.repeat(np.arange(len(documents)), full)
+    nth = np.arange(len(owner)) - np.repeat(np.cumsum(full) - full, full)
+    tail = np.flatnonzero(rest)
+    pieces = _pieces(
+        documents[np.concatenate([owner, tail])],
+        np.concatenate([nth, full[tail]]) * length,
+        np.concatenate([np.full(len(owner), length), rest[tail]]),
+    )
+    bins = np.concatenate([np.arange(len(owner)), len(owner) + best_fit(rest[tail], length)])
+    order = np.lexsort((pieces["start"], np.concatenate([owner, tail])))
+    pieces, bins = pieces[order], bins[order]
+    _, first, inverse = np.unique(bins, return_index=True, return_inverse=True)
+    rows = np.argsort(np.argsort(first))[inverse]
+    order = np.argsort(rows, kind="stable")
+    return pieces[order], rows[order]
+
+
+def best_fit(sizes: np.ndarray, capacity: int) -> np.ndarray:
+    """The bin of each size, int64 ``[sizes]``, by best-fit decreasing: into the fullest bin that has room.
+
+    Equal sizes are placed together, and bins with equal room are interchangeable. So the work grows with the
+    number of different sizes and not of items (a window of 65,536 documents takes some tens of milliseconds).
+    """
+    order = np.argsort(-sizes, kind="stable")
+    values, counts = np.unique(sizes, return_counts=True)
+    bins = np.empty(len(sizes), np.int64)
+    room: list[list[int]] = [[] for _ in range(capacity + 1)]  # bins by the room that is left in them
+    occupied = bins_used = done = 0  # occupied: bit r is set where room[r] has bins
+    for size, count in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        while count:
+            above = occupied >> size
+            if above:
+                left = size + (above & -above).bit_length() - 1
+                candidates = room[left]
+            else:
+                left = capacity
+                candidates = list(range(bins_used, bins_used + -(-count // (capacity // size))))
+                bins_used += len(candidates)
+            each = left // size
+            taken = min(len(candidates), -(-count // each))
+            chosen = candidates[len(candidates) - taken :]
+            del candidates[len(candidates) - taken :]
+            if above and not candidates:
+                occupied &= ~(1 << left)
+            placed = min(count, taken * each)
+            bins[order[done : done + placed]] = np.repeat(chosen, each)[:placed]
+            remaining = [left - size * each] * taken
+            remaining[-1] = left - size * (placed - (taken - 1) * each)
+            for bin_, space in zip(chosen, remaining, strict=True):
+                room[space].append(bin_)
+                occupied |= 1 << space
+            occupied &= ~1
+            room[0].clear()
+            done, count = done + placed, count - placed
+    return bins

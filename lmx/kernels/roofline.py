@@ -1,0 +1,39 @@
+"""What this device reaches at best, measured: the yardsticks that benchmarks and progress lines are held against."""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def median_seconds(function: Callable[..., Any], *arguments: Any, repeats: int = 5) -> float:
+    """The median wall time in seconds of a jitted call, after one call that compiles it."""
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def matmul_flops_per_second(dtype: str, size: int = 2048) -> float:
+    """Floating-point operations per second of one [size, size] x [size, size] product on one device."""
+    a = jnp.ones((size, size), dtype)
+    return 2 * size**3 / median_seconds(jax.jit(jnp.matmul), a, a)
+
+
+def memory_bytes_per_second(megabytes: int = 512) -> float:
+    """Bytes read per second by a sum over a float32 array that no cache holds, on one device."""
+    a = jnp.ones((megabytes * 2**18,), jnp.float32)
+    return megabytes * 2**20 / median_seconds(jax.jit(jnp.sum), a)
+
+
+@functools.cache
+def quick_matmul_flops_per_second(dtype: str) -> float:
+    """As :func:`matmul_flops_per_second` at a size that takes milliseconds; measured once a process."""
+    return matmul_flops_per_second(dtype, 1024)

@@ -1,0 +1,164 @@
+"""The training loop: steps, and what is due between them."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lmx.checkpoint.checkpointer import Checkpointer
+from lmx.data.loader import Loader
+from lmx.data.prepare import Prepared
+from lmx.data.rows import train_rows
+from lmx.errors import Interrupted
+from lmx.experiment import Experiment, RunDir
+from lmx.sharding.rules import Sharding
+from lmx.train.diagnosis import not_finite_error
+from lmx.train.evaluation import EarlyStopping, HeldOut, Sampler, eval_values
+from lmx.train.metrics import MetricsLog, Recorder, StepClock, Values
+from lmx.train.progress import Display
+from lmx.train.signals import StopSignal
+from lmx.train.state import TrainState
+from lmx.train.step import BATCH, jit_step
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A trace of the steps from ``first`` to ``last`` (counted from 1)."""
+
+    first: int
+    last: int
+    directory: Path
+
+    def before(self, step: int) -> None:
+        """Starts the trace before its first step."""
+        if step == self.first:
+            jax.profiler.start_trace(str(self.directory))
+
+    def after(self, step: int, metrics: Any) -> None:
+        """Stops it when the last step's result exists."""
+        if step == self.last:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
+
+
+class Loop:
+    """One run from its current state to its end.
+
+    A position is a count of steps: everything random or read from the data follows from the seed and the step, so a
+    run that goes on from a checkpoint does exactly what it would have done.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        run: RunDir,
+        sharding: Sharding,
+        prepared: Prepared,
+        checkpointer: Checkpointer,
+        display: Display,
+        stop: StopSignal,
+        profile: Profile | None = None,
+    ):
+        self.experiment, self.run, self.sharding, self.prepared = experiment, run, sharding, prepared
+        self.checkpointer, self.display, self.stop, self.profile = checkpointer, display, stop, profile
+        self.recorder = Recorder(StepClock(experiment.train.batch * experiment.train.length))
+        self.early = EarlyStopping(experiment.eval)
+        self.held_out = HeldOut(experiment, sharding, prepared)
+        self.sampler = Sampler(experiment, run, prepared)
+        self.speeds: list[float] = []
+        self.last: Values = {}
+
+    def train(self, state: TrainState, start: int, meta: dict[str, Any]) -> TrainState:
+        """Trains from step ``start`` to the end; raises Interrupted, after saving, when a signal asks for it."""
+        self.early = replace(self.early, **meta.get("early_stopping", {}))
+        self.log = MetricsLog(self.run, start)
+        experiment, place = self.experiment, self.sharding.named(BATCH)
+        rows = train_rows(self.prepared, length=experiment.train.length, seed=experiment.train.seed)
+        loader = Loader(rows, batch=experiment.train.batch, sharding=place, start_step=start)
+        try:
+            with loader:
+                return self._steps(state, start, loader)
+        finally:
+            self.log.close()
+
+    def _steps(self, state: TrainState, start: int, loader: Loader) -> TrainState:
+        compiled = jit_step(self.experiment, self.sharding)
+        self.batches: dict[int, Any] = {}
+        self.stop.graceful = True
+        for step in range(start, start if self.early.stopped else self.experiment.train.steps):
+            batch = next(loader)
+            self.batches = {k: v for k, v in self.batches.items() if k == step - 1} | {step: batch}
+            if self.profile:
+                self.profile.before(step + 1)
+            state, metrics = compiled(state, batch)
+            if self.profile:
+                self.profile.after(step + 1, metrics)
+            self._note(self.recorder.push(step + 1, metrics), state)
+            if self._between(step + 1, state):
+                break
+        return state
+
+    def _between(self, done: int, state: TrainState) -> bool:
+        """Evaluates, samples and saves what is due after ``done`` steps; whether training ends here."""
+        config, last = self.experiment, done == self.experiment.train.steps
+        interrupted = self.stop.received is not None and not last
+        evaluate = not interrupted and (last or _due(config.eval.every, done))
+        sample = not interrupted and (last or _due(config.sample.every, done))
+        save = interrupted or last or config.checkpoint.due(done)
+        if not (evaluate or sample or save):
+            return False
+        ready, ends = self.recorder.flush(), last
+        extra: Values = {}
+        if evaluate:
+            started = time.perf_counter()
+            extra = eval_values(self.held_out.score(state.for_eval))
+            extra["eval_seconds"] = time.perf_counter() - started
+            ends |= self.early.stops(extra["eval_loss"])
+        self._note(ready, state, extra)
+        if sample or ends:
+            self.sampler.write(done, state.for_eval)
+        if save or ends:
+            meta = {"step": done, "early_stopping": self.early.state()}
+            self.checkpointer.save(done, state, meta)
+        if interrupted:
+            self.checkpointer.wait()
+            raise Interrupted(
+                f"stopped by {self.stop.received} after step {done}, saved in {self.run.path}; "
+                f"run the same command again to go on"
+            )
+        self.recorder.clock.restart()
+        return ends
+
+    def _note(self, ready: tuple[int, Values] | None, state: TrainState, extra: Values | None = None) -> None:
+        """Shows and logs a step whose result exists; ends the run when too many were skipped."""
+        if ready is None:
+            return
+        step, values = ready
+        train = self.experiment.train
+        logged = bool(extra) or step % train.log_every == 0 or step in (1, train.steps) or values["skipped_in_a_row"] > 0
+        self.display.step(step, values, logged=logged)
+        self.speeds.append(values["tokens_per_second"])
+        if logged:
+            self.last = {**values, **(extra or {})}
+            self.log.write(step, self.last)
+        if extra:
+            self.display.say(
+                f"step {step}: held-out loss {extra['eval_loss']:.4f}, perplexity {extra['eval_perplexity']:.2f}, "
+                f"{extra['eval_bits_per_byte']:.4f} bits per byte"
+            )
+        if values["skipped_in_a_row"] >= train.max_skipped:
+            raise not_finite_error(
+                self.experiment,
+                self.sharding,
+                self.prepared,
+                state.params,
+                self.batches[step - 1],
+                step - 1,
+                int(values["skipped_in_a_row"]),
+            )
+
+
+def _due(every: int, done: int) -> bool:
+    return every > 0 and done % every == 0

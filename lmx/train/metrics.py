@@ -1,0 +1,104 @@
+"""What a run says of itself: metrics.jsonl and TensorBoard, read from the device one step late."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+
+from lmx.experiment import RunDir
+from lmx.train.step import Metrics
+
+Values = dict[str, float]
+
+
+@dataclass
+class StepClock:
+    """Times steps by when their results exist, so that work queued on the device is not mistaken for work done."""
+
+    tokens: int
+    last: float = field(default_factory=time.perf_counter)
+
+    def restart(self) -> None:
+        """What happened since the last step (an evaluation, a checkpoint) is not part of the next."""
+        self.last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last step's result or restart."""
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        return seconds
+
+
+@dataclass
+class Recorder:
+    """Reads each step's metrics when the next one is under way.
+
+    ``push`` returns the values of the step before; ``flush`` those of the last.
+    """
+
+    clock: StepClock
+    pending: tuple[int, Metrics] | None = None
+
+    def push(self, step: int, metrics: Metrics) -> tuple[int, Values] | None:
+        """Takes the metrics of ``step`` (steps done), still being computed; gives back the previous ones."""
+        ready = self.flush()
+        self.pending = step, metrics
+        return ready
+
+    def flush(self) -> tuple[int, Values] | None:
+        """Waits for the metrics that were pushed last."""
+        if self.pending is None:
+            return None
+        (step, metrics), self.pending = self.pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        seconds = self.clock.lap()
+        return step, {**values, "step_seconds": seconds, "tokens_per_second": self.clock.tokens / seconds}
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl and TensorBoard; opened at a step, it first drops what was written after that step."""
+
+    def __init__(self, run: RunDir, step: int):
+        cut_back(run.metrics, step)
+        cut_back(run.samples, step)
+        self._file = run.metrics.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: Values) -> None:
+        """One line: the step and the values."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._file.close()
+        self._board.close()
+
+
+def append_json(file: Path, value: dict[str, Any]) -> None:
+    """Adds one line to a JSONL file."""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(value) + "\n")
+
+
+def cut_back(file: Path, step: int) -> None:
+    """Drops the lines of later steps, and a last line that a crash cut off; the rest is replaced at once."""
+    if not file.exists():
+        return
+    kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _belongs(line, step)]
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    temporary.replace(file)
+
+
+def _belongs(line: str, step: int) -> bool:
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return False

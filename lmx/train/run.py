@@ -1,0 +1,156 @@
+"""A training run from its configuration to its report."""
+
+import functools
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+
+from lmx import config
+from lmx.checkpoint.checkpointer import Checkpointer, load_subtree
+from lmx.data import cache
+from lmx.data.prepare import Prepared, prepare
+from lmx.errors import LmxError, UserError
+from lmx.eval.compression import XzScore, xz_score
+from lmx.experiment import Experiment, RunDir
+from lmx.kernels.roofline import quick_matmul_flops_per_second
+from lmx.models.flops import train_flops_per_token
+from lmx.sharding.mesh import build_mesh
+from lmx.sharding.rules import Sharding
+from lmx.train.fingerprint import compare, fingerprint
+from lmx.train.loop import Loop, Profile
+from lmx.train.progress import Display
+from lmx.train.rundir import check_run, locked, write_json
+from lmx.train.signals import StopSignal
+from lmx.train.state import TrainState, init_state, state_shapes, state_shardings
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a command says about a run beside its experiment.
+
+    Attributes:
+      allowed_changes: fields of the configuration that may differ from the run's own.
+      profile: the first and last step of a trace, counted from 1, or None.
+    """
+
+    allowed_changes: Sequence[str] = ()
+    profile: tuple[int, int] | None = None
+
+
+def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOptions()) -> dict[str, Any]:  # noqa: B008
+    """Trains, or goes on training, in ``run_dir``; returns the summary that is also written there.
+
+    Raises:
+      UserError: bad configuration, data or run directory.
+      Interrupted: a signal came; the state was saved, and the same call goes on.
+      LmxError: gradients stayed non-finite, or a checkpoint could not be written.
+    """
+    experiment.check()
+    run, sharding = RunDir(run_dir), Sharding(build_mesh(experiment.mesh), experiment.rules)
+    state_shardings(experiment, sharding)
+    with StopSignal() as stop, locked(run):
+        check_run(run, experiment, options.allowed_changes)
+        prepared = prepare(experiment.data)
+        check_vocabulary(experiment, prepared)
+        now = fingerprint(sharding.mesh, prepared)
+        notes = compare(run, now)
+        config.save(experiment, run.experiment)
+        prepared.tokenizer.save(run.tokenizer)
+        with Checkpointer(run.checkpoints, experiment.checkpoint) as checkpointer:
+            state, start, meta, more = start_state(experiment, sharding, checkpointer)
+            write_json(run.fingerprint, now)
+            write_json(run.data, prepared.stats(experiment.train.length))
+            peak = quick_matmul_flops_per_second(experiment.train.compute) * sharding.mesh.size
+            flops = train_flops_per_token(experiment.model.spec(), experiment.train.length)
+            with Display(experiment.train.steps, start, flops, peak) as display:
+                for note in notes + more:
+                    display.say(note)
+                profile = options.profile and Profile(*options.profile, run.path / "profile")
+                loop = Loop(experiment, run, sharding, prepared, checkpointer, display, stop, profile)
+                began = time.perf_counter()
+                state = loop.train(state, start, meta)
+            checkpointer.wait()
+        return _summary(experiment, run, prepared, loop, state, time.perf_counter() - began)
+
+
+def check_vocabulary(experiment: Experiment, prepared: Prepared) -> None:
+    """Raises UserError if the model has fewer tokens than the tokenizer."""
+    if experiment.model.vocab < prepared.tokenizer.vocab_size:
+        raise UserError(
+            f"model.vocab {experiment.model.vocab} is smaller than the tokenizer's {prepared.tokenizer.vocab_size} "
+            f"tokens; set --model.vocab {prepared.tokenizer.vocab_size} or more"
+        )
+
+
+def start_state(
+    experiment: Experiment, sharding: Sharding, checkpointer: Checkpointer
+) -> tuple[TrainState, int, dict[str, Any], list[str]]:
+    """The state to start from, its step, the checkpoint's meta data, and what there is to say about it."""
+    shardings, shapes = state_shardings(experiment, sharding), state_shapes(experiment)
+    target = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, shardings)
+    restored = checkpointer.restore(target)
+    if restored is not None:
+        skipped = [f"checkpoint {step} was not used: {reason}" for step, reason in restored.skipped]
+        return restored.state, restored.step, restored.meta, [*skipped, f"going on after step {restored.step}"]
+    key = jax.random.key(experiment.train.seed)
+    state = jax.jit(functools.partial(init_state, experiment), out_shardings=shardings)(key)
+    if not experiment.init_from:
+        return state, 0, {}, []
+    source = RunDir(Path(experiment.init_from))
+    part = "ema" if source.load_experiment().train.ema else "params"
+    weights = load_subtree(source.checkpoints, part, target.params)
+    note = f"weights of {source.path} after step {weights.step}"
+    state = _with_weights(state, weights.state)
+    return state, 0, {}, [note]
+
+
+def _with_weights(state: TrainState, params: Any) -> TrainState:
+    ema = jax.tree.map(lambda p: p.copy(), params) if state.ema else state.ema
+    return TrainState(state.step, params, state.optimizer, ema, state.skipped, state.skipped_in_a_row)
+
+
+def _summary(
+    experiment: Experiment, run: RunDir, prepared: Prepared, loop: Loop, state: TrainState, seconds: float
+) -> dict[str, Any]:
+    """What the run came to; written to summary.json with the report's path if it could be drawn."""
+    done = int(state.step)
+    if not loop.last and run.summary.exists():  # it was complete already
+        return cast(dict[str, Any], cache.read_json(run.summary))
+    summary: dict[str, Any] = {
+        "run_dir": str(run.path),
+        "steps": done,
+        "tokens": done * experiment.train.batch * experiment.train.length,
+        "training_seconds": seconds,
+        "tokens_per_second": statistics.median(loop.speeds) if loop.speeds else None,
+        "skipped_steps": int(state.skipped),
+        **{name: value for name, value in loop.last.items() if name.startswith("eval_") or name == "loss"},
+    }
+    if experiment.eval.xz:
+        score = _cached_xz(prepared)
+        summary |= {"xz_bits_per_byte": score.alone, "xz_head_start_bits_per_byte": score.head_start}
+    write_json(run.summary, summary)
+    return summary | _report(run)
+
+
+def _cached_xz(prepared: Prepared) -> XzScore:
+    file = prepared.root / "xz" / f"{cache.key(prepared.fingerprint, prepared.config.held_out)}.json"
+    if file.exists():
+        return XzScore(**cache.read_json(file))
+    score = xz_score(prepared.texts("held_out"), prepared.texts("train"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cache.write_json(file, {"alone": score.alone, "head_start": score.head_start})
+    return score
+
+
+def _report(run: RunDir) -> dict[str, Any]:
+    try:
+        from lmx.report.page import write_report
+
+        return {"report": str(write_report([run.path]))}
+    except LmxError as error:  # without matplotlib a run is no less complete
+        return {"report": None, "report_missing": str(error)}

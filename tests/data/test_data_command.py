@@ -1,0 +1,59 @@
+import json
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lmx.cli import data
+from lmx.data.config import DataConfig
+from lmx.data.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class Recipe:
+    data: DataConfig
+
+
+@pytest.fixture
+def overrides(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What reached the recipe as overrides."""
+    seen: list[str] = []
+
+    def load_recipe(text: str, overrides: list[str]) -> Recipe:
+        assert text == "recipe.py"
+        seen.extend(overrides)
+        return Recipe(prepared.config)
+
+    module = types.ModuleType("lmx.cli.recipes")
+    module.load_recipe = load_recipe  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lmx.cli.recipes", module)
+    return seen
+
+
+def test_stats_are_a_table_and_json(
+    overrides: list[str], prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "stats.json"
+    arguments = ["stats", "recipe.py", "--length", "64", "--json", str(file), "--data.held-out", "0.1"]
+    assert data.main(arguments) == 0
+    assert overrides == ["--data.held-out", "0.1"]
+    assert json.loads(file.read_text()) == prepared.stats(64)
+    printed = capsys.readouterr().out
+    assert "held out tokens" in printed
+    assert prepared.fingerprint in printed
+
+
+def test_json_to_standard_output_is_only_json(
+    overrides: list[str], prepared: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert data.main(["prepare", "recipe.py", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == prepared.stats()
+
+
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        data.main(["--help"])
+    assert end.value.code == 0
+    assert "lmx data stats configs/quickstart.py" in capsys.readouterr().out

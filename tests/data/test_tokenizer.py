@@ -1,0 +1,150 @@
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmx.data.config import TokenizerFile
+from lmx.data.tokenizer import TextStream, TextTokenizer, load_tokenizer, open_tokenizer, train_bpe
+from lmx.errors import UserError
+
+TEXTS = [
+    "the cat sat on the mat, the cat ate\n\n    return x == 12345",
+    "日本語 café 🎉🎉 naïve\r\n\tend",
+    "<|endoftext|> is text",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def bpe() -> TextTokenizer:
+    return train_bpe(iter(TEXTS * 20), 320)
+
+
+def sentencepiece_model(directory: Path) -> Path:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 20),
+        model_writer=model,
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (directory / "own.model").write_bytes(model.getvalue())
+    return directory / "own.model"
+
+
+def tiktoken_file(directory: Path) -> Path:
+    pytest.importorskip("tiktoken")
+    pieces = [bytes([i]) for i in range(256)] + [b"th", b"the", b" the", b"at"]
+    lines = [base64.b64encode(piece) + f" {rank}".encode() for rank, piece in enumerate(pieces)]
+    (directory / "own.tiktoken").write_bytes(b"\n".join(lines) + b"\n")
+    return directory / "own.tiktoken"
+
+
+@pytest.fixture(params=["bpe", "sentencepiece", "tiktoken"])
+def tokenizer(request: pytest.FixtureRequest, tmp_path: Path, bpe: TextTokenizer) -> TextTokenizer:
+    if request.param == "bpe":
+        return bpe
+    maker = sentencepiece_model if request.param == "sentencepiece" else tiktoken_file
+    return open_tokenizer(TokenizerFile(path=str(maker(tmp_path))))
+
+
+def test_text_survives_and_bytes_add_up(tokenizer: TextTokenizer) -> None:
+    for text, ids in zip(TEXTS, tokenizer.encode_batch(TEXTS), strict=True):
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.encode(text) == ids
+        assert tokenizer.end_id not in ids
+        assert all(0 <= i < tokenizer.vocab_size for i in ids)
+        # SentencePiece writes a space before the first word.
+        extra = int(tokenizer.token_bytes()[ids].sum()) - len(text.encode()) if ids else 0
+        assert extra == (1 if type(tokenizer).__name__.startswith("Sentence") and ids else 0)
+    assert tokenizer.token_bytes().shape == (tokenizer.vocab_size,)
+    assert tokenizer.token_bytes().dtype == np.int32
+    assert tokenizer.token_bytes()[tokenizer.end_id] == 0
+    assert tokenizer.decode([*tokenizer.encode("cat"), tokenizer.end_id]) == "cat"
+
+
+def test_a_directory_carries_a_tokenizer(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "run")
+    loaded = load_tokenizer(tmp_path / "run")
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert (loaded.end_id, loaded.vocab_size) == (tokenizer.end_id, tokenizer.vocab_size)
+    assert loaded.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
+
+
+def test_a_stream_gives_whole_characters_only(tokenizer: TextTokenizer) -> None:
+    for text in TEXTS:
+        stream = TextStream(tokenizer)
+        pushed = [stream.push(i) for i in tokenizer.encode(text)]
+        assert "".join(pushed) == text
+        assert not any("\ufffd" in part for part in pushed)
+        assert stream.flush() == ""
+
+
+def test_a_stream_flushes_an_unfinished_character(bpe: TextTokenizer) -> None:
+    stream = TextStream(bpe)
+    first = train_bpe(iter([""]), 257).encode("é")[0]
+    assert stream.push(first) == ""
+    assert stream.flush() == "\ufffd"
+
+
+@given(st.text())
+def test_any_text_survives_a_byte_level_bpe(bpe: TextTokenizer, text: str) -> None:
+    ids = bpe.encode(text)
+    stream = TextStream(bpe)
+    assert bpe.decode(ids) == text
+    assert "".join(stream.push(i) for i in ids) + stream.flush() == text
+    assert bpe.token_bytes()[ids].sum() == len(text.encode())
+
+
+def test_training_is_repeatable() -> None:
+    assert train_bpe(iter(TEXTS * 20), 320).fingerprint == train_bpe(iter(TEXTS * 20), 320).fingerprint
+
+
+def test_a_vocabulary_too_small_for_bytes_is_refused() -> None:
+    with pytest.raises(UserError, match="vocab_size is 100, expected at least 257"):
+        train_bpe(iter(TEXTS), 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.json", None, "there is no tokenizer file"),
+        ("bad.json", "{]", "is not a tokenizer that can be read"),
+        ("bad.model", "not a model", "is not a tokenizer that can be read"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    if name.endswith(".model"):
+        pytest.importorskip("sentencepiece")
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        open_tokenizer(TokenizerFile(path=str(tmp_path / name)))
+
+
+def test_an_unknown_end_token_is_refused(bpe: TextTokenizer, tmp_path: Path) -> None:
+    bpe.save(tmp_path)
+    with pytest.raises(UserError, match=r"no token '</end>'; its special tokens are <\|endoftext\|>"):
+        open_tokenizer(TokenizerFile(path=str(tmp_path / "tokenizer.json"), end_token="</end>"))
+
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "sentencepiece", None)
+    (tmp_path / "own.model").write_bytes(b"\x0a\x0b")
+    with pytest.raises(UserError, match=r"pip install 'lmx\[sentencepiece\]'"):
+        open_tokenizer(TokenizerFile(path=str(tmp_path / "own.model")))
+
+
+def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no tokenizer"):
+        load_tokenizer(tmp_path)
