@@ -1,14 +1,33 @@
 """What every command that computes sets up first."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def start_jax() -> None:
     """Turns on JAX's compilation cache, in $LMX_CACHE or ~/.cache/lmx unless JAX's own setting names a place."""
+    _keep_freed_memory()
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
         root = os.environ.get("LMX_CACHE") or Path.home() / ".cache" / "lmx"
         jax.config.update("jax_compilation_cache_dir", str(Path(root) / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc keep what XLA:CPU frees after a step.
+
+    A step's temporaries are gigabytes. By default each is mapped anew every step, and every page of it zeroed by the
+    kernel: that was a seventh of a GPT-2 step.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # other C libraries have none
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

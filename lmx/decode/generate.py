@@ -118,7 +118,7 @@ class Generator:
         program, inputs = Program(self.spec, sampling.filters), left_padded(encoded)
         keys = jax.vmap(jax.random.key)(jnp.array([s & 0xFFFFFFFF for s in seeds], jnp.uint32))
         stops = jnp.array([self.tokenizer.end_id], jnp.int32)
-        slots = _bucketed(inputs.tokens.shape[1] + max_new_tokens)
+        slots = slots_for(inputs, max_new_tokens)
         state = prefill(program, self.params, inputs, keys, stops, sampling.values(), slots=slots)
         for start in range(0, max_new_tokens, chunk):
             count = min(chunk, max_new_tokens - start)
@@ -175,6 +175,11 @@ def left_padded(prompts: Sequence[Sequence[int]]) -> Inputs:
         segments[i, length - len(prompt) :] = 1
     positions = np.maximum(np.cumsum(segments, axis=1, dtype=np.int32) - 1, 0)
     return Inputs(jnp.asarray(tokens), jnp.asarray(positions), jnp.asarray(segments))
+
+
+def slots_for(inputs: Inputs, new_tokens: int) -> int:
+    """Cache positions for padded prompts and their completions."""
+    return _bucketed(inputs.tokens.shape[1] + new_tokens)
 
 
 def _bucketed(length: int) -> int:

@@ -8,11 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lmx.data.config import DataConfig
+from lmx.data.loader import Loader
+from lmx.data.prepare import prepare
+from lmx.data.rows import held_out_rows
 from lmx.errors import UserError
 from lmx.experiment import Experiment
 from lmx.models.model import cast_floats
 from lmx.nn.module import Params
 from lmx.objectives.objective import Batch
+from lmx.sharding.mesh import MeshConfig, build_mesh
 from lmx.sharding.rules import Sharding, use_sharding
 
 Sums = dict[str, jax.Array]
@@ -77,6 +82,34 @@ def score(compiled: Callable[..., Sums], params: Params, batches: Iterable[Batch
         targets=int(totals["weight"]),
         bytes=int(size),
     )
+
+
+def evaluate(
+    experiment: Experiment, params: Params, data: DataConfig, *, length: int = 0, batch: int = 8, rows: int = 0
+) -> Score:
+    """The score of a model on the held-out documents of ``data``, prepared if need be.
+
+    Args:
+      experiment: the model's run.
+      params: its parameters, layers stacked.
+      data: the documents; its tokenizer must be the model's.
+      length: tokens in a row; 0 is the training length.
+      batch: rows at once.
+      rows: how many rows to score; 0 for all.
+
+    Raises:
+      UserError: rows longer than the model's context, or nothing to score.
+    """
+    length = length or experiment.train.length
+    if length > experiment.model.context:
+        raise UserError(f"--length {length} is longer than the model's context of {experiment.model.context}")
+    prepared = prepare(data)
+    held_out: Any = held_out_rows(prepared, length=length)
+    held_out = held_out[:rows] if 0 < rows < len(held_out) else held_out
+    token_bytes = jnp.asarray(prepared.tokenizer.token_bytes())
+    sharding = Sharding(build_mesh(MeshConfig(data=1), jax.devices()[:1]), experiment.rules)
+    with Loader(held_out, batch=batch) as batches:
+        return score(jit_sums(experiment, sharding), params, batches, token_bytes)
 
 
 def _added(totals: dict[str, float], sums: Any) -> dict[str, float]:

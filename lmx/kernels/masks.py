@@ -11,6 +11,10 @@ import jax.numpy as jnp
 class Mask(abc.ABC):
     """Base class. Every mask also keeps segments (documents) apart, and hides padding (segment 0)."""
 
+    def reach(self, start: int, stop: int, length: int) -> tuple[int, int]:
+        """The keys, as a range, outside of which queries ``start`` to ``stop`` of a row see nothing."""
+        return 0, length
+
     @abc.abstractmethod
     def allowed(self, query: jax.Array, key: jax.Array) -> jax.Array:
         """Whether a query at one position sees a key at another: broadcast int32 positions -> bool."""
@@ -29,6 +33,10 @@ class Bidirectional(Mask):
 class Causal(Mask):
     """A position sees itself and those before it."""
 
+    def reach(self, start: int, stop: int, length: int) -> tuple[int, int]:
+        """Nothing after the last query."""
+        return 0, stop
+
     def allowed(self, query: jax.Array, key: jax.Array) -> jax.Array:
         """key <= query."""
         return key <= query
@@ -39,6 +47,10 @@ class SlidingWindow(Mask):
     """A position sees itself and the ``window - 1`` positions before it."""
 
     window: int = 4096
+
+    def reach(self, start: int, stop: int, length: int) -> tuple[int, int]:
+        """Nothing after the last query, nor before the first one's window."""
+        return max(0, start - self.window + 1), stop
 
     def allowed(self, query: jax.Array, key: jax.Array) -> jax.Array:
         """query - window < key <= query."""

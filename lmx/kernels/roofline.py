@@ -1,7 +1,9 @@
 """What this device reaches at best, measured: the yardsticks that benchmarks and progress lines are held against."""
 
 import functools
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -37,3 +39,11 @@ def memory_bytes_per_second(megabytes: int = 512) -> float:
 def quick_matmul_flops_per_second(dtype: str) -> float:
     """As :func:`matmul_flops_per_second` at a size that takes milliseconds; measured once a process."""
     return matmul_flops_per_second(dtype, 1024)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory in use so far: of the first device where it says so, else of this process."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,9 +1,11 @@
 """The base class of the families' configurations."""
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
+from lmx.models.names import NameMap
 from lmx.models.specs import ModelSpec
 
 
@@ -17,6 +19,9 @@ class ModelConfig(abc.ABC):
     """The longest sequence."""
 
     family: ClassVar[str] = ""
+    """The family's name; Hugging Face's ``model_type``."""
+    names: ClassVar[NameMap] = NameMap()
+    """Where its parameters are in a Hugging Face checkpoint."""
 
     @abc.abstractmethod
     def spec(self) -> ModelSpec:
@@ -24,4 +29,13 @@ class ModelConfig(abc.ABC):
 
         Raises:
           UserError: numbers that do not fit each other.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def from_huggingface(cls, config: Mapping[str, Any]) -> Self:
+        """The configuration in the content of a ``config.json``.
+
+        Raises:
+          UserError: a number that is missing, or an option that the family does not compute.
         """

@@ -7,6 +7,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from lmx.kernels.attention import SAVED
 from lmx.models.block import Streams, block_part
 from lmx.models.specs import BlockSpec, Remat, Segment, StackSpec
 from lmx.nn.cache import CacheView, LayerCache
@@ -14,7 +15,10 @@ from lmx.nn.context import Context
 from lmx.nn.module import Params
 
 POLICIES: dict[str, Callable[..., bool]] = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(SAVED),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -82,6 +82,7 @@ class SelfAttentionModule(nnx.Module):
             key_positions=key_positions,
             query_segments=context.segments,
             key_segments=key_segments,
+            itself=cache is None,
             dropout=spec.attention_dropout,
             dropout_key=context.fold(1).key,
         )

@@ -104,8 +104,8 @@ class Loop:
         """Evaluates, samples and saves what is due after ``done`` steps; whether training ends here."""
         config, last = self.experiment, done == self.experiment.train.steps
         interrupted = self.stop.received is not None and not last
-        evaluate = not interrupted and (last or _due(config.eval.every, done))
-        sample = not interrupted and (last or _due(config.sample.every, done))
+        # Also when interrupted: a resumed run does not come back to this step.
+        evaluate, sample = last or _due(config.eval.every, done), last or _due(config.sample.every, done)
         save = interrupted or last or config.checkpoint.due(done)
         if not (evaluate or sample or save):
             return False

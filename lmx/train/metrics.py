@@ -87,6 +87,11 @@ def append_json(file: Path, value: dict[str, Any]) -> None:
         stream.write(json.dumps(value) + "\n")
 
 
+def last_values(file: Path) -> Values:
+    """The values of metrics.jsonl's last line, its step among them."""
+    return dict(json.loads(file.read_text(encoding="utf-8").splitlines()[-1]))
+
+
 def cut_back(file: Path, step: int) -> None:
     """Drops the lines of later steps, and a last line that a crash cut off; the rest is replaced at once."""
     if not file.exists():

@@ -23,6 +23,7 @@ from lmx.sharding.mesh import build_mesh
 from lmx.sharding.rules import Sharding
 from lmx.train.fingerprint import compare, fingerprint
 from lmx.train.loop import Loop, Profile
+from lmx.train.metrics import last_values
 from lmx.train.progress import Display
 from lmx.train.rundir import check_run, locked, write_json
 from lmx.train.signals import StopSignal
@@ -119,8 +120,9 @@ def _summary(
 ) -> dict[str, Any]:
     """What the run came to; written to summary.json with the report's path if it could be drawn."""
     done = int(state.step)
-    if not loop.last and run.summary.exists():  # it was complete already
-        return cast(dict[str, Any], cache.read_json(run.summary))
+    if not loop.last and run.summary.exists() and cache.read_json(run.summary)["steps"] == done:
+        return cast(dict[str, Any], cache.read_json(run.summary)) | _report(run)
+    last = loop.last or last_values(run.metrics)  # killed between its last step and here, it has no steps to do
     summary: dict[str, Any] = {
         "run_dir": str(run.path),
         "steps": done,
@@ -128,7 +130,7 @@ def _summary(
         "training_seconds": seconds,
         "tokens_per_second": statistics.median(loop.speeds) if loop.speeds else None,
         "skipped_steps": int(state.skipped),
-        **{name: value for name, value in loop.last.items() if name.startswith("eval_") or name == "loss"},
+        **{name: value for name, value in last.items() if name.startswith("eval_") or name == "loss"},
     }
     if experiment.eval.xz:
         score = _cached_xz(prepared)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,15 @@ from lmx.sharding.rules import Sharding, use_sharding
 from lmx.train.state import TrainState, state_shardings
 
 Metrics = dict[str, jax.Array]
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Step = Any  # a jitted (state, batch) -> (state, metrics)
 BATCH = ("act_batch", "act_length")
 
 
 def gradients(experiment: Experiment, params: Params, batch: Batch, key: jax.Array | None) -> tuple[Params, LossSums]:
-    """The gradient of the mean loss over all of the batch's targets, and the batch's sums.
+    """The gradient of the summed loss over all of the batch's targets, and the batch's sums.
 
-    Microbatches are summed before dividing by the number of targets, so that accumulation gives every target the
-    same weight however they are spread.
+    Microbatches are summed, and the step divides by the number of targets once, so that accumulation gives every
+    target the same weight however they are spread.
     """
     train, spec = experiment.train, experiment.model.spec()
 
@@ -36,10 +36,8 @@ def gradients(experiment: Experiment, params: Params, batch: Batch, key: jax.Arr
 
     grad = jax.grad(total, has_aux=True)
     if train.accumulate == 1:
-        grads, sums = grad(params, batch, key)
-    else:
-        grads, sums = _accumulated(grad, params, batch, key, train.accumulate)
-    return jax.tree.map(lambda g: g / jnp.maximum(sums.weight, 1), grads), sums
+        return cast(tuple[Params, LossSums], grad(params, batch, key))
+    return cast(tuple[Params, LossSums], _accumulated(grad, params, batch, key, train.accumulate))
 
 
 def _accumulated(grad: Any, params: Params, batch: Batch, key: jax.Array | None, count: int) -> Any:
@@ -64,14 +62,14 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> tuple
     """
     key = jax.random.fold_in(jax.random.key(experiment.train.seed), state.step)
     grads, sums = gradients(experiment, state.params, batch, key)
-    norm = optax.global_norm(grads)
+    weight = jnp.maximum(sums.weight, 1)
+    norm = optax.global_norm(grads) / weight
     rate = experiment.schedule.at(state.step, experiment.train.steps)
     good = jnp.isfinite(norm)
-    new = _update(experiment, state, grads, norm, rate)
+    new = _update(experiment, state, grads, _scale(experiment.optimizer.clip_norm, norm) / weight, rate)
     kept = jax.tree.map(functools.partial(jnp.where, good), new, (state.params, state.optimizer, state.ema))
     row = jnp.where(good, 0, state.skipped_in_a_row + 1)
     state = TrainState(state.step + 1, *kept, state.skipped + jnp.where(good, 0, 1), row)
-    weight = jnp.maximum(sums.weight, 1)
     metrics = {
         "loss": sums.total / weight,
         "nll": sums.nll / weight,
@@ -85,12 +83,14 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> tuple
     return state, metrics
 
 
-def _update(experiment: Experiment, state: TrainState, grads: Params, norm: jax.Array, rate: jax.Array) -> Any:
-    """Parameters, optimizer state and average after the step, if the gradient is good."""
-    clip = experiment.optimizer.clip_norm
-    if clip:
-        scale = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
-        grads = jax.tree.map(lambda g: g * scale, grads)
+def _scale(clip_norm: float, norm: jax.Array) -> jax.Array:
+    """What clipping to a global norm multiplies the gradient by."""
+    return jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)) if clip_norm else jnp.float32(1)
+
+
+def _update(experiment: Experiment, state: TrainState, grads: Params, scale: jax.Array, rate: jax.Array) -> Any:
+    """Parameters, optimizer state and average after a step along ``scale * grads``, if the gradient is good."""
+    grads = jax.tree.map(lambda g: g * scale, grads)
     updates, optimizer = experiment.optimizer.build().update(grads, state.optimizer, state.params)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
     decay = experiment.train.ema

@@ -1,16 +1,45 @@
 """GPT-2 (Radford et al. 2019): pre-norm, learned positions, biases, GELU (tanh form), tied output table."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 from lmx.errors import UserError
 from lmx.models.config import ModelConfig
+from lmx.models.names import NameMap, conv1d, only, required, table, vector
 from lmx.models.specs import BlockSpec, ModelSpec, Segment, StackSpec, padded
 from lmx.nn.attention import SelfAttention
 from lmx.nn.embedding import Embedding
 from lmx.nn.mlp import Mlp
 from lmx.nn.norm import LayerNorm
+
+BLOCK = "transformer.h.{layer}."
+NAMES = NameMap(
+    {
+        "embedding/table": table("transformer.wte.weight"),
+        "embedding/position": table("transformer.wpe.weight"),
+        "layer/attention_norm_in/scale": vector(BLOCK + "ln_1.weight"),
+        "layer/attention_norm_in/bias": vector(BLOCK + "ln_1.bias"),
+        "layer/attention/query/kernel": conv1d(BLOCK + "attn.c_attn.weight"),
+        "layer/attention/key/kernel": conv1d(BLOCK + "attn.c_attn.weight"),
+        "layer/attention/value/kernel": conv1d(BLOCK + "attn.c_attn.weight"),
+        "layer/attention/query/bias": vector(BLOCK + "attn.c_attn.bias"),
+        "layer/attention/key/bias": vector(BLOCK + "attn.c_attn.bias"),
+        "layer/attention/value/bias": vector(BLOCK + "attn.c_attn.bias"),
+        "layer/attention/out/kernel": conv1d(BLOCK + "attn.c_proj.weight", inputs=2),
+        "layer/attention/out/bias": vector(BLOCK + "attn.c_proj.bias"),
+        "layer/mlp_norm_in/scale": vector(BLOCK + "ln_2.weight"),
+        "layer/mlp_norm_in/bias": vector(BLOCK + "ln_2.bias"),
+        "layer/mlp/up/kernel": conv1d(BLOCK + "mlp.c_fc.weight"),
+        "layer/mlp/up/bias": vector(BLOCK + "mlp.c_fc.bias"),
+        "layer/mlp/down/kernel": conv1d(BLOCK + "mlp.c_proj.weight"),
+        "layer/mlp/down/bias": vector(BLOCK + "mlp.c_proj.bias"),
+        "final_norm/scale": vector("transformer.ln_f.weight"),
+        "final_norm/bias": vector("transformer.ln_f.bias"),
+    },
+    ignored=("*.attn.bias", "*.attn.masked_bias", "lm_head.weight"),
+)
 
 
 @dataclass(frozen=True)
@@ -25,15 +54,18 @@ class Gpt2(ModelConfig):
     """Attention heads."""
     dropout: float = 0.0
     """Dropout on embeddings, attention probabilities and sublayer outputs (the paper's models: 0.1)."""
+    eps: float = 1e-5
+    """Added to the variance in LayerNorm."""
 
     family: ClassVar[str] = "gpt2"
+    names: ClassVar[NameMap] = NAMES
 
     def spec(self) -> ModelSpec:
         """The model's shape. Raises UserError if the heads do not divide the width."""
         if self.width % self.heads:
             raise UserError(f"model.width {self.width} is not divisible by model.heads {self.heads}")
         common = {
-            "norm_in": LayerNorm(eps=1e-5),
+            "norm_in": LayerNorm(eps=self.eps),
             "dropout": self.dropout,
             "std": 0.02,
             "out_std": 0.02 / math.sqrt(2 * self.layers),
@@ -53,6 +85,23 @@ class Gpt2(ModelConfig):
             context=self.context,
             embedding=Embedding(padded(self.vocab), positions=self.context, dropout=self.dropout),
             stack=StackSpec((Segment((BlockSpec((attention, mlp)),), self.layers),)),
-            final_norm=LayerNorm(eps=1e-5),
+            final_norm=LayerNorm(eps=self.eps),
             head=None,
+        )
+
+    @classmethod
+    def from_huggingface(cls, config: Mapping[str, Any]) -> Self:
+        """The sizes in a ``config.json``; its dropout is for training, and stays off unless asked for."""
+        only(config, activation_function="gelu_new", scale_attn_weights=True, tie_word_embeddings=True)
+        only(config, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+        width = required(config, "n_embd")
+        if config.get("n_inner") is not None:
+            only(config, n_inner=4 * width)
+        return cls(
+            vocab=required(config, "vocab_size"),
+            context=required(config, "n_positions"),
+            layers=required(config, "n_layer"),
+            width=width,
+            heads=required(config, "n_head"),
+            eps=config.get("layer_norm_epsilon", 1e-5),
         )

@@ -1,0 +1,70 @@
+"""Measures decoding: prefill, and single-token steps beside what the device's memory delivers."""
+
+import math
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmx.decode.generate import left_padded, slots_for
+from lmx.decode.loop import Program, decode_chunk, prefill
+from lmx.decode.sampling import Sampling
+from lmx.errors import UserError
+from lmx.kernels.roofline import memory_bytes_per_second, peak_memory_bytes
+from lmx.models.specs import ModelSpec
+from lmx.nn.module import Params
+
+
+def bench_decode(
+    spec: ModelSpec, params: Params, *, batch: int, prompt_length: int, new_tokens: int, repeats: int
+) -> dict[str, Any]:
+    """Greedy decoding of random prompts, ``repeats`` times after one that compiles; medians, times in seconds.
+
+    ``tokens_per_second`` counts the new tokens of all rows over the whole call, prefill included.
+    ``fraction_of_peak`` is the bytes of weights and cache that a step must read, over those that a sum over a large
+    array reads in the same process.
+    """
+    if min(batch, new_tokens, repeats) < 1 or prompt_length < 1 or prompt_length + new_tokens > spec.context:
+        raise UserError(
+            f"batch {batch}, prompt length {prompt_length}, new tokens {new_tokens}, repeats {repeats}: each is at least 1, and a "
+            f"prompt and its new tokens fit the model's context of {spec.context}"
+        )
+    prompts = np.random.default_rng(0).integers(1, spec.vocab, (batch, prompt_length)).tolist()
+    inputs, sampling = left_padded(prompts), Sampling(temperature=0)
+    program, slots = Program(spec, sampling.filters), slots_for(inputs, new_tokens)
+    seeds, never = jax.random.split(jax.random.key(0), batch), jnp.array([-1], jnp.int32)
+    runs = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        state = prefill(program, params, inputs, seeds, never, sampling.values(), slots=slots)
+        jax.block_until_ready(state.token)
+        filled = time.perf_counter()
+        state, tokens, _ = decode_chunk(program, params, state, new_tokens, steps=new_tokens)
+        jax.block_until_ready(tokens)
+        runs.append((filled - began, time.perf_counter() - filled))
+    prefill_seconds = statistics.median(r[0] for r in runs[1:])
+    step_seconds = statistics.median(r[1] for r in runs[1:]) / new_tokens
+    bandwidth = memory_bytes_per_second()
+    return {
+        "tokens_per_second": batch * new_tokens / (prefill_seconds + step_seconds * new_tokens),
+        "step_seconds": step_seconds,
+        "prefill_seconds": prefill_seconds,
+        "compile_seconds": sum(runs[0]) - prefill_seconds - step_seconds * new_tokens,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "memory_bytes_per_second": bandwidth,
+        "fraction_of_peak": _bytes_read(params, state.cache.layers) / step_seconds / bandwidth,
+        "batch": batch,
+        "prompt_length": prompt_length,
+        "new_tokens": new_tokens,
+        "dtype": str(params["embedding"]["table"].dtype),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _bytes_read(params: Params, cache: Any) -> int:
+    """What a step reads: every weight but the positions' table, and the cache."""
+    arrays = jax.tree.leaves([params["stack"], params.get("head", params["embedding"]["table"]), cache])
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays)

@@ -1,0 +1,333 @@
+"""The command line from end to end: a run, what can be done with it, and one sentence for each mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmx.cli.main import COMMANDS, main
+
+RECIPE = """
+from dataclasses import replace
+
+from lmx.data.config import DataConfig, LocalFiles, TrainedBpe
+from lmx.experiment import EvalConfig, Experiment, SampleConfig, TrainConfig
+from lmx.models.families import Llama
+from lmx.optim.schedule import Schedule
+
+CONSTANT = 3
+
+
+def tiny() -> Experiment:
+    return Experiment(
+        model=Llama(
+            vocab=300, context=64, layers=1, width=16, heads=2, kv_heads=2, head_dim=8, hidden=32, tied=True
+        ),
+        data=DataConfig((LocalFiles(files=("CORPUS/*.txt",)),), TrainedBpe(vocab_size=300), held_out=0.2),
+        schedule=Schedule(warmup=1),
+        train=TrainConfig(steps=6, batch=8, length=32, log_every=1),
+        eval=EvalConfig(every=0, rows=8),
+        sample=SampleConfig(prompts=("the",), tokens=4),
+    )
+
+
+def wider() -> Experiment:
+    return replace(tiny(), model=replace(tiny().model, width=32))
+
+
+def raises() -> Experiment:
+    return 1 / 0
+
+
+def returns_a_dict() -> dict:
+    return {"steps": 3}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("recipes")
+    corpus = directory / "corpus"
+    corpus.mkdir()
+    for index in range(30):
+        (corpus / f"{index:02}.txt").write_text(f"document {index}: the cat sat on the mat and slept " * 3)
+    file = directory / "tiny.py"
+    file.write_text(RECIPE.replace("CORPUS", str(corpus)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def run_dir(recipe: Path) -> Path:
+    """A run that the command made, with its summary beside it and a trace of two steps in it."""
+    path = recipe.parent / "run"
+    result = recipe.parent / "summary.json"
+    traced = ["--profile", "2", "3"]
+    assert main(["train", str(recipe), "--run-dir", str(path), "--json", str(result), *traced]) == 0
+    return path
+
+
+def code(*arguments: Any) -> int:
+    """The exit code of a command; tyro ends the process for help and wrong options."""
+    try:
+        return main([str(a) for a in arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def one_sentence(capfd: pytest.CaptureFixture[str], command: str) -> str:
+    """What was said of a mistake: one line that names the command, and nothing on standard output."""
+    out, err = capfd.readouterr()
+    said = [line for line in err.splitlines() if line.startswith("lmx ")]
+    assert out == ""
+    assert "Traceback" not in err
+    assert len(said) == 1, err
+    assert said[0].startswith(f"lmx {command}: ")
+    return said[0]
+
+
+def python(source: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter."""
+    return subprocess.run(
+        [sys.executable, "-c", source],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=240,
+    )
+
+
+def test_train_leaves_a_summary_a_report_and_a_trace(run_dir: Path) -> None:
+    summary = json.loads((run_dir.parent / "summary.json").read_text())
+    assert summary["steps"] == 6
+    assert summary["run_dir"] == str(run_dir)
+    assert Path(summary["report"]).is_file()
+    assert list((run_dir / "profile").rglob("*.xplane.pb"))
+    logged = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert logged == [1, 2, 3, 4, 5, 6]
+
+
+def test_train_again_goes_on_and_prints_for_people(
+    recipe: Path, run_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert code("train", recipe, "--run-dir", run_dir) == 0
+    out, err = capfd.readouterr()
+    assert "going on after step 6" in err
+    assert "6 steps, held-out loss" in out
+    assert "bits per byte" in out
+    assert f"run directory: {run_dir}" in out
+    assert "--- sample\nthe" in out
+
+
+def test_train_refuses_another_configuration_with_exit_code_2(
+    recipe: Path, run_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert code("train", f"{recipe}:wider", "--run-dir", run_dir) == 2
+    err = capfd.readouterr().err
+    assert "model.width: 16 -> 32" in err
+    assert "--allow-config-change model.width" in err
+
+
+def test_generate_prints_the_prompt_and_goes_on(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ("--max-new-tokens", 5, "--temperature", 0)
+    assert code("generate", run_dir, "--prompt", "the cat", *options) == 0
+    shown = capfd.readouterr().out
+    assert shown.startswith("the cat")
+    assert code("generate", run_dir, "--prompt", "the cat", *options, "--json", "-") == 0
+    (completion,) = json.loads(capfd.readouterr().out)["completions"]
+    assert shown == f"the cat{completion['text']}\n"
+    assert completion["prompt"] == "the cat"
+    assert 1 <= len(completion["tokens"]) == len(completion["logprobs"]) <= 5
+    assert all(p <= 0 for p in completion["logprobs"])
+    assert completion["finish_reason"] in ("stop", "length")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--prompt", "the cat sat " * 30], ["prompt 0 has", "context of 64"]),
+        (["--prompt", "a", "--max-new-tokens", "0"], ["max_new_tokens is 0"]),
+        (["--prompt", "a", "--step", "5"], ["no checkpoint of step 5", "steps there are: 6"]),
+        (["--prompt", "a", "--temperature", "-1"], ["temperature"]),
+        ([], ["there is no prompt"]),
+    ],
+)
+def test_generate_says_what_is_wrong(
+    run_dir: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], said: list[str]
+) -> None:
+    assert code("generate", run_dir, *arguments, "--json", "-") == 2
+    sentence = one_sentence(capfd, "generate")
+    assert all(words in sentence for words in said), sentence
+
+
+def test_generate_needs_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert code("generate", tmp_path, "--prompt", "a", "--json", "-") == 2
+    assert "is not a run directory" in one_sentence(capfd, "generate")
+
+
+BROKEN = {
+    "missing": ("nowhere.py", ["there is no recipe file nowhere.py"]),
+    "not python": ("README.md", ["there is no recipe file README.md", "configs/quickstart.py"]),
+    "no function": ("DIR/tiny.py:narrow", ["no recipe function 'narrow'", "tiny, wider"]),
+    "no callable": ("DIR/tiny.py:CONSTANT", ["no recipe function 'CONSTANT'"]),
+    "raises": ("DIR/tiny.py:raises", ["raised ZeroDivisionError: division by zero"]),
+    "another type": ("DIR/tiny.py:returns_a_dict", ["returned dict, expected an lmx.Experiment"]),
+    "syntax": ("DIR/syntax.py", ["syntax.py raised SyntaxError"]),
+    "import": ("DIR/imports.py", ["imports.py raised ModuleNotFoundError", "no_such_module"]),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_recipe_is_one_sentence(
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
+    (recipe.parent / "syntax.py").write_text("def syntax(:\n")
+    (recipe.parent / "imports.py").write_text("import no_such_module\n")
+    name, said = BROKEN[case]
+    run = tmp_path / "run"
+    assert code("train", name.replace("DIR", str(recipe.parent)), "--run-dir", run) == 2
+    sentence = one_sentence(capfd, "train")
+    assert all(words in sentence for words in said), sentence
+    assert not run.exists()
+
+
+def test_the_recipe_comes_first(capfd: pytest.CaptureFixture[str]) -> None:
+    assert code("train") == 2
+    assert "the first argument is the recipe" in one_sentence(capfd, "train")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["--model.layrs", "2"], "--model.layers"),
+        (["--train.steps", "many"], "many"),
+        (["--train.steps", "1.5"], "1.5"),
+        (["--train.compute", "float8"], "float8"),
+        (["--model.layers"], "--model.layers"),
+    ],
+)
+def test_a_wrong_override_is_named(
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], overrides: list[str], named: str
+) -> None:
+    assert code("train", recipe, "--run-dir", tmp_path / "run", *overrides) == 2
+    out, err = capfd.readouterr()
+    assert named in out + err
+    assert not (tmp_path / "run").exists()
+
+
+MISFITS = {
+    "vocabulary": (["--model.vocab", "100"], ["model.vocab 100 is smaller than the tokenizer's 300 tokens"]),
+    "devices": (["--mesh.data", "3"], ["the mesh data 3", "there are 8"]),
+    "heads": (["--mesh.data", "2", "--mesh.tensor", "4"], ["the axis 'heads'", "does not divide its size 2"]),
+    "batch": (["--train.batch", "6"], ["splits the batch into 8", "6 sequences"]),
+    "length": (["--train.length", "128"], ["train.length 128 is longer than model.context 64"]),
+    "steps": (["--train.steps", "0"], ["train.steps is 0"]),
+    "shape": (["--model.kv-heads", "3"], ["model.heads 2 is not divisible by model.kv_heads 3"]),
+    "schedule": (["--schedule.warmup", "9"], ["schedule.warmup is 9"]),
+    "corpus": (["--data.sources.0.files", "/nowhere/*.txt"], ["/nowhere/*.txt"]),
+    "init": (["--init-from", "/nowhere"], ["/nowhere is not a run directory"]),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_numbers_that_do_not_fit_are_one_sentence(
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
+    overrides, said = MISFITS[case]
+    assert code("train", recipe, "--run-dir", tmp_path / "run", *overrides) == 2
+    sentence = one_sentence(capfd, "train")
+    assert all(words in sentence for words in said), sentence
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_wrong_start_does_not_spoil_the_run_directory(recipe: Path, tmp_path: Path) -> None:
+    assert code("train", recipe, "--run-dir", tmp_path / "run", "--model.vocab", 100) == 2
+    assert code("train", recipe, "--run-dir", tmp_path / "run", "--train.steps", 2) == 0
+
+
+@pytest.mark.parametrize("command", [*([name] for name in COMMANDS), ["check", "mesh"], ["check", "faults"]])
+def test_help_of_every_command_has_an_example(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert code(*command, "--help") == 0
+    out = " ".join(capfd.readouterr().out.split())
+    assert "xample" in out
+    assert f"lmx {command[0]} " in out
+
+
+def test_help_of_a_recipe_shows_its_fields(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert code("train", recipe, "--help") == 0
+    out = capfd.readouterr().out
+    for option in ("--model.kv-heads", "--train.steps", "--mesh.fsdp", "--run-dir", "--checkpoint.every"):
+        assert option in out
+    assert "Optimizer steps." in out  # the docstring of the field
+    assert "Example: lmx train" in " ".join(out.split())
+
+
+def test_general_help_names_every_command(capfd: pytest.CaptureFixture[str]) -> None:
+    assert code("--help") == 0
+    out = capfd.readouterr().out
+    assert all(f"\n  {name} " in out for name in COMMANDS)
+    assert "xample" in out
+    assert code() == 2
+
+
+def test_an_unknown_command_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    assert code("trian") == 2
+    assert "there is no command 'trian'" in capfd.readouterr().err
+    assert code("check", "wings") == 2
+    assert "there is no check 'wings'; the checks are mesh, faults" in capfd.readouterr().err
+
+
+def test_help_and_import_stay_light() -> None:
+    heavy = {"jax", "flax", "numpy", "optax", "orbax", "tensorflow_datasets", "grain", "tyro", "rich"}
+    done = python(
+        "import sys, lmx; from lmx.cli.main import main; code = main(['--help'])\n"
+        f"sys.exit(code or ', '.join({heavy!r} & set(sys.modules)) or 0)"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_check_mesh_prints_a_table_and_fails_on_a_wrong_mesh(
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "check.json"
+    meshes = ("--mesh", "data=2,fsdp=2", "data=2,tensor=4")
+    assert code("check", "mesh", recipe, *meshes, "--json", result) == 0
+    out = capfd.readouterr().out
+    assert "one device" in out
+    assert "skipped data=2,tensor=4: the mesh splits the axis 'heads'" in out
+    assert "the same on every mesh" in out
+    assert json.loads(result.read_text())["same"]
+    assert code("check", "mesh", recipe, "--mesh", "data=2,tensor=4", "--json", "-") == 1
+    out, err = capfd.readouterr()
+    assert not json.loads(out)["same"]
+    assert "lmx check: no mesh could be tried" in err
+
+
+@pytest.mark.parametrize("mesh", ["data", "data=0", "data=2;fsdp=2", "row=2", "data=two"])
+def test_check_mesh_says_how_a_mesh_is_written(
+    recipe: Path, capfd: pytest.CaptureFixture[str], mesh: str
+) -> None:
+    assert code("check", "mesh", recipe, "--mesh", mesh) == 2
+    assert "write it as data=2,fsdp=4" in one_sentence(capfd, "check")
+
+
+def test_check_mesh_makes_virtual_devices(recipe: Path) -> None:
+    command = ["check", "mesh", str(recipe), "--devices", "2", "--steps", "1", "--json", "-"]
+    done = python(f"import sys; from lmx.cli.main import main; sys.exit(main({command!r}))", XLA_FLAGS="")
+    assert done.returncode == 0, done.stderr
+    checked = json.loads(done.stdout)
+    assert checked["devices"] == 2
+    meshes = [t["mesh"] for t in checked["trials"]]
+    assert meshes[1:] == [
+        {"data": 1, "fsdp": 1, "tensor": 2},
+        {"data": 1, "fsdp": 2, "tensor": 1},
+        {"data": 2, "fsdp": 1, "tensor": 1},
+    ]
+
+
+def test_check_faults_needs_room_for_its_faults(capfd: pytest.CaptureFixture[str]) -> None:
+    assert code("check", "faults", "--runs", 20, "--steps", 50) == 2
+    assert "expected at least 1 run and 73 steps" in one_sentence(capfd, "check")

@@ -1,0 +1,60 @@
+import jax
+import pytest
+from jax.sharding import AxisType
+
+from lmx.errors import UserError
+from lmx.sharding.mesh import MeshConfig, build_mesh
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        (MeshConfig(), (8, 1, 1)),
+        (MeshConfig(data=2, fsdp=-1, tensor=2), (2, 2, 2)),
+        (MeshConfig(data=1, fsdp=2, tensor=4), (1, 2, 4)),
+    ],
+)
+def test_sizes_fill_the_devices(config, sizes):
+    assert tuple(config.sizes(8).values()) == sizes
+    mesh = build_mesh(config)
+    assert mesh.devices.shape == sizes
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+def test_mesh_of_some_devices():
+    assert build_mesh(MeshConfig(), jax.devices()[:3]).devices.shape == (3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            MeshConfig(fsdp=0),
+            "mesh.fsdp is 0; each axis is at least 1, and at most one of them -1 for 'the rest'",
+        ),
+        (
+            MeshConfig(data=-1, tensor=-1),
+            "mesh.data and mesh.tensor are -1; each axis is at least 1, and at most one of them -1 for 'the rest'",
+        ),
+        (
+            MeshConfig(data=2, fsdp=2, tensor=4),
+            "the mesh data 2 x fsdp 2 x tensor 4 takes 16 devices, but there are 8; "
+            "choose sizes whose product is 8, or set one axis to -1",
+        ),
+        (
+            MeshConfig(data=2, fsdp=1, tensor=1),
+            "the mesh data 2 x fsdp 1 x tensor 1 takes 2 devices, but there are 8; "
+            "choose sizes whose product is 8, or set one axis to -1",
+        ),
+        (
+            MeshConfig(fsdp=3),
+            "the mesh fsdp 3 x tensor 1 takes a multiple of 3 devices, but there are 8; "
+            "choose sizes whose product is 8, or set one axis to -1",
+        ),
+    ],
+)
+def test_a_mesh_that_does_not_fit_says_why(config, sentence):
+    with pytest.raises(UserError) as error:
+        config.sizes(8)
+    assert str(error.value) == sentence

@@ -1,0 +1,74 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from lmx.errors import UserError
+from lmx.models.model import param_axes, param_shapes
+from lmx.sharding.mesh import MeshConfig, build_mesh
+from lmx.sharding.rules import Rules, Sharding, constrain, use_sharding, ways
+
+
+def sharding(data: int = 2, fsdp: int = 2, tensor: int = 2, rules: Rules | None = None) -> Sharding:
+    return Sharding(build_mesh(MeshConfig(data, fsdp, tensor)), rules or Rules())
+
+
+@pytest.mark.parametrize(
+    ("axes", "expected"),
+    [
+        (("embed", "mlp"), P("fsdp", "tensor")),
+        (("layers", "embed", "heads", "head_dim"), P(None, "fsdp", "tensor", None)),
+        (("act_batch", "act_length", None), P(("data", "fsdp"), None, None)),
+    ],
+)
+def test_rules_lay_logical_axes_on_the_mesh(axes, expected):
+    assert Rules().spec(axes) == expected
+
+
+def test_a_rule_is_data():
+    assert Rules(mlp=(), act_batch=("data",)).spec(("embed", "mlp", "act_batch")) == P("fsdp", None, "data")
+
+
+def test_ways_counts_pieces():
+    assert sharding().ways("act_batch") == 4
+    assert sharding().ways("act_length") == 1
+    assert ways("act_batch") == 1
+    with use_sharding(sharding()):
+        assert ways("vocab") == 2
+
+
+def test_constrain_lays_out_within_use_sharding_only():
+    x = jnp.zeros((8, 4))
+    axes = ("act_batch", "act_mlp")
+    assert constrain(x, axes) is x
+
+    @jax.jit
+    def laid_out(x):
+        with use_sharding(sharding()):
+            return constrain(x, axes)
+
+    assert laid_out(x).sharding.is_equivalent_to(sharding().named(axes), x.ndim)
+    assert laid_out(x).addressable_shards[0].data.shape == (2, 2)
+
+
+def test_every_parameter_has_an_axis_for_each_dimension(golden):
+    axes, shapes = param_axes(golden.spec), param_shapes(golden.spec)
+    is_leaf = lambda x: isinstance(x, tuple)  # noqa: E731
+    assert jax.tree.structure(axes, is_leaf=is_leaf) == jax.tree.structure(shapes)
+    for names, shape in zip(jax.tree.leaves(axes, is_leaf=is_leaf), jax.tree.leaves(shapes), strict=True):
+        assert len(names) == len(shape.shape)
+    sharding().check_divides(axes, shapes)
+    assert jax.tree.structure(sharding().tree(axes)) == jax.tree.structure(shapes)
+
+
+def test_a_mesh_that_does_not_divide_a_parameter_says_which(llama):
+    axes, shapes = param_axes(llama.spec), param_shapes(llama.spec)
+    with pytest.raises(UserError) as error:
+        sharding(1, 2, 4).check_divides(axes, shapes)
+    assert str(error.value) == (
+        "the mesh splits the axis 'kv_heads' of stack/segment_0/block_0/attention/key/kernel into 4 (mesh axes "
+        "tensor), which does not divide its size 2; choose a mesh that divides it, or set --rules.kv_heads to no axes"
+    )
+    sharding(1, 2, 4, replace(Rules(), kv_heads=())).check_divides(axes, shapes)

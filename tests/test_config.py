@@ -1,0 +1,151 @@
+"""Configurations go to a file and back exactly, and say what is wrong with a file."""
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from lmx import config
+from lmx.config import Change, diff, from_data, to_data
+from lmx.data.config import LocalFiles, PythonStdlib
+from lmx.errors import UserError
+from lmx.experiment import Experiment
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def recipes() -> dict[str, Callable[[], Experiment]]:
+    """Every public function of the files in configs/."""
+    found = {}
+    for file in sorted(CONFIGS.glob("*.py")):
+        spec = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        own = {n: f for n, f in vars(module).items() if getattr(f, "__module__", "") == module.__name__}
+        found |= {f"{file.name}:{n}": f for n, f in own.items() if callable(f) and not n.startswith("_")}
+    return found
+
+
+RECIPES = recipes()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_sound_and_goes_to_a_file_and_back_exactly(name: str, tmp_path: Path) -> None:
+    experiment = RECIPES[name]()
+    experiment.check()
+    config.save(experiment, tmp_path / "experiment.json")
+    back = config.load(Experiment, tmp_path / "experiment.json")
+    assert back == experiment
+    assert type(back.model) is type(experiment.model)
+    assert diff(experiment, back) == ()
+
+
+def test_the_recipes_of_the_readme_are_there() -> None:
+    files = {name.partition(":")[0] for name in RECIPES}
+    assert {"quickstart.py", "gpt2.py", "llama.py"} <= files
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Base class."""
+
+
+@dataclass(frozen=True)
+class Circle(Shape):
+    """Has a radius."""
+
+    radius: float = 1.0
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A little of everything."""
+
+    shape: Shape = Circle()
+    shapes: tuple[Shape, ...] = ()
+    pair: tuple[int, float] = (1, 2.0)
+    name: str | None = None
+    style: Literal["line", "dots"] = "line"
+    filled: bool = False
+    width: float = 0.5
+
+
+@pytest.mark.parametrize(
+    "drawing",
+    [
+        Drawing(),
+        Drawing(Shape(), (Circle(0.1), Shape(), Circle(1e-300)), (7, math.pi), "é\n日本", "dots", True, 1e22),
+        Drawing(name="", width=-0.0),
+    ],
+)
+def test_values_of_every_kind_survive_json(drawing: Drawing) -> None:
+    back = from_data(Drawing, json.loads(json.dumps(to_data(drawing))))
+    assert back == drawing
+    assert repr(back) == repr(drawing)  # also the sign of a zero, and the types
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"widht": 1}, r"unknown key 'widht'; Drawing has width"),
+        ({"width": "wide"}, r"width is 'wide', expected float"),
+        ({"width": True}, r"width is True, expected float"),
+        ({"filled": 1}, r"filled is 1, expected bool"),
+        ({"style": "dotted"}, r"style is 'dotted', expected"),
+        ({"pair": [1]}, r"pair is \[1\], expected a list of 2"),
+        ({"pair": [1.5, 2]}, r"pair\.0 is 1\.5, expected int"),
+        ({"name": 3}, r"name is 3"),
+        ({"shape": {"type": "Cirkle", "radius": 1}}, r"shape has type 'Cirkle', expected one of Circle"),
+        ({"shape": {"type": "Circle"}}, r"shape lacks the key 'radius' of Circle"),
+        ({"shapes": {"type": "Circle"}}, r"shapes is .*, expected a list"),
+        ({"shape": 3}, r"shape is 3, expected an object of type Shape"),
+    ],
+)
+def test_a_wrong_file_is_explained_by_path_and_value(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        from_data(Drawing, {**to_data(Drawing()), **changes})
+
+
+def test_files_that_are_no_configuration_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "experiment.json"
+    with pytest.raises(UserError, match=r"there is no configuration file .*experiment\.json"):
+        config.load(Drawing, file)
+    file.write_text('{"type": "Drawing"')
+    with pytest.raises(UserError, match=r"experiment\.json is not a JSON configuration"):
+        config.load(Drawing, file)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"experiment\.json is not a JSON configuration"):
+        config.load(Drawing, file)
+    file.write_text('{"type": "Drawing"}')
+    with pytest.raises(UserError, match=r"experiment\.json: the configuration lacks the key 'filled'"):
+        config.load(Drawing, file)
+
+
+def test_what_a_configuration_cannot_hold_is_refused() -> None:
+    with pytest.raises(TypeError, match="cannot hold"):
+        to_data(replace(Drawing(), name=object()))  # type: ignore[arg-type]
+
+
+def test_differences_name_the_leaves_and_the_classes() -> None:
+    before = Experiment()
+    assert diff(before, before) == ()
+    sources = (LocalFiles(files=("a.txt",)), PythonStdlib())
+    after = replace(
+        before,
+        train=replace(before.train, steps=7),
+        data=replace(before.data, sources=sources),
+    )
+    changes = {c.path: c for c in diff(before, after)}
+    assert changes["train.steps"] == Change("train.steps", 1000, 7)
+    assert str(changes["train.steps"]) == "train.steps: 1000 -> 7"
+    assert changes["data.sources.0.type"].after == "LocalFiles"
+    assert changes["data.sources.0.files.0"] == Change("data.sources.0.files.0", None, "a.txt")
+    assert changes["data.sources.1.weight"].before is None
+    assert not any(path.startswith("model") for path in changes)

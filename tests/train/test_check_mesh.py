@@ -1,0 +1,116 @@
+"""The check of meshes: it passes on what is right, and fails on what is not."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lmx.errors import LmxError, UserError
+from lmx.experiment import Experiment, TrainConfig
+from lmx.kernels.cross_entropy import LossSums
+from lmx.models.families import Gpt2, Llama
+from lmx.objectives.next_token import NextToken
+from lmx.optim.schedule import Schedule
+from lmx.sharding.mesh import MeshConfig
+from lmx.sharding.rules import ways
+from lmx.train.check_mesh import all_meshes, check_mesh, random_rows
+
+EVERYWHERE = MeshConfig(data=2, fsdp=2, tensor=2)
+
+
+def tiny(model: Any, **changes: Any) -> Experiment:
+    train = TrainConfig(batch=8, length=32, accumulate=2, remat="none")
+    return Experiment(model=model, train=train, schedule=Schedule(peak=1e-2, warmup=1), **changes)
+
+
+@pytest.fixture
+def gpt2() -> Experiment:
+    """With dropout, and biases of keys that have no gradient but rounding."""
+    return tiny(Gpt2(vocab=250, context=32, layers=2, width=16, heads=4, dropout=0.1))
+
+
+@pytest.fixture
+def llama() -> Experiment:
+    sizes = {"layers": 2, "width": 16, "heads": 4, "kv_heads": 2, "head_dim": 8, "hidden": 32}
+    return tiny(Llama(vocab=250, context=32, **sizes))
+
+
+def test_a_sound_experiment_is_the_same_on_every_mesh(gpt2: Experiment) -> None:
+    names: list[str] = []
+    checked = check_mesh(gpt2, [EVERYWHERE, MeshConfig(data=1, fsdp=4)], progress=names.append)
+    checked.verify()
+    assert checked.failure() is None
+    assert names == ["one device", "data=2,fsdp=2,tensor=2", "fsdp=4"]
+    single, *others = checked.trials
+    assert single.worst[0] == 0.0
+    assert len(single.loss) == 2
+    for trial in others:
+        assert trial.mesh != single.mesh
+        assert 0 < trial.worst[0] < checked.tolerance
+        assert 0 < trial.memory_bytes_per_device < single.memory_bytes_per_device
+    data = json.loads(json.dumps(checked.data()))
+    assert data["same"]
+    assert len(data["trials"]) == 3
+
+
+def test_a_mesh_that_does_not_divide_is_skipped_with_its_reason(llama: Experiment) -> None:
+    checked = check_mesh(llama, [EVERYWHERE, MeshConfig(data=2, tensor=4)], steps=1)
+    checked.verify()
+    assert checked.trials[1].skipped is None
+    assert "'kv_heads'" in str(checked.trials[2].skipped)
+    none = dataclasses.replace(checked, trials=(checked.trials[0], checked.trials[2]))
+    with pytest.raises(LmxError, match=r"no mesh could be tried: data=2,tensor=4: .*kv_heads"):
+        none.verify()
+
+
+def test_a_difference_beyond_rounding_fails(llama: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = NextToken.loss
+
+    def wrong(self: NextToken, *args: Any, **options: Any) -> LossSums:
+        sums = right(self, *args, **options)
+        return dataclasses.replace(sums, total=sums.total * (1 + 1e-3 * (ways("act_batch") - 1)))
+
+    monkeypatch.setattr(NextToken, "loss", wrong)
+    checked = check_mesh(llama, [MeshConfig(data=1, tensor=2), MeshConfig(data=4)], steps=1)
+    assert checked.trials[1].worst[0] < checked.tolerance
+    with pytest.raises(LmxError, match=r"on the mesh data=4 differs from one device's by 3\.0e-03"):
+        checked.verify()
+
+
+def test_not_a_number_is_a_difference(llama: Experiment) -> None:
+    absurd = dataclasses.replace(llama, schedule=Schedule(peak=1e38, warmup=0))
+    with pytest.raises(LmxError, match="nan"):
+        check_mesh(absurd, [EVERYWHERE]).verify()
+
+
+def test_too_large_a_mesh_and_no_steps_are_the_users_mistake(llama: Experiment) -> None:
+    with pytest.raises(UserError, match="takes 16 devices, but there are 8"):
+        check_mesh(llama, [MeshConfig(data=16)])
+    with pytest.raises(UserError, match="--steps is 0"):
+        check_mesh(llama, steps=0)
+
+
+def test_all_meshes_are_each_factorisation_once() -> None:
+    found = all_meshes(8)
+    assert len(set(found)) == len(found) == 10
+    assert all(m.data * m.fsdp * m.tensor == 8 for m in found)
+
+
+def test_random_rows_are_packed_as_real_ones_are(llama: Experiment) -> None:
+    rows, again = random_rows(llama, 3), random_rows(llama, 3)
+    assert all(
+        np.array_equal(a, b) for a, b in zip(rows.values(), random_rows(llama, 3).values(), strict=True)
+    )
+    segments = rows["segment_ids"]
+    assert segments.shape == (8, 32)
+    assert segments.max() > 1
+    targets = (segments > 0).sum(1)
+    assert len(set(targets.tolist())) > 1
+    assert targets.min() >= 16
+    assert max(rows["tokens"].max(), rows["targets"].max()) < 250
+    starts = np.diff(segments, axis=1, prepend=0) > 0
+    assert (rows["positions"][starts] == 0).all()
+    inside = ~starts[:, 1:] & (segments[:, 1:] > 0)
+    assert (np.diff(rows["positions"], axis=1)[inside] == 1).all()

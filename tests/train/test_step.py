@@ -1,0 +1,222 @@
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lmx.errors import UserError
+from lmx.experiment import Experiment, TrainConfig
+from lmx.models.families import Gpt2, Llama
+from lmx.objectives.next_token import NextToken
+from lmx.optim.optimizer import AdamW
+from lmx.optim.schedule import Schedule
+from lmx.sharding.mesh import MeshConfig, build_mesh
+from lmx.sharding.rules import Sharding
+from lmx.train.state import TrainState, init_state, state_shardings
+from lmx.train.step import gradients, jit_step, train_step
+
+BATCH, LENGTH = 8, 16
+LLAMA = Llama(
+    vocab=203,
+    context=LENGTH,
+    layers=2,
+    width=32,
+    heads=8,
+    kv_heads=4,
+    head_dim=8,
+    hidden=64,
+    rope_theta=500.0,
+)
+BASE = Experiment(
+    model=LLAMA,
+    objective=NextToken(z_loss=1e-3),
+    schedule=Schedule(peak=1e-3, warmup=1, shape="constant"),
+    train=TrainConfig(steps=10, batch=BATCH, length=LENGTH, remat="none"),
+)
+
+
+def changed(base: Experiment = BASE, **train) -> Experiment:
+    return replace(base, train=replace(base.train, **train))
+
+
+def batch_of(seed: int, vocab: int = 203) -> dict[str, jax.Array]:
+    """Two documents and padding a row; the rows hold between 2 and 16 targets."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, vocab, (BATCH, LENGTH + 1)).astype(np.int32)
+    columns, ends = np.arange(LENGTH)[None], np.linspace(2, LENGTH, BATCH).astype(int)[:, None]
+    segments = np.where(columns < ends // 2, 1, np.where(columns < ends, 2, 0)).astype(np.int32)
+    positions = np.where(segments == 2, columns - ends // 2, np.where(segments == 1, columns, 0)).astype(
+        np.int32
+    )
+    arrays = {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": segments,
+        "positions": positions,
+    }
+    return jax.tree.map(jnp.asarray, arrays)
+
+
+def sharding_of(experiment: Experiment, sizes: tuple[int, int, int] = (1, 1, 1)) -> Sharding:
+    devices = jax.devices()[: int(np.prod(sizes))]
+    return Sharding(build_mesh(MeshConfig(*sizes), devices), experiment.rules)
+
+
+def start(experiment: Experiment, sharding: Sharding, seed: int = 0) -> TrainState:
+    init = jax.jit(
+        functools.partial(init_state, experiment), out_shardings=state_shardings(experiment, sharding)
+    )
+    return init(jax.random.key(seed))
+
+
+def run(experiment: Experiment, steps: int = 2, sizes: tuple[int, int, int] = (1, 1, 1)):
+    """The state after some steps, and each step's metrics."""
+    sharding = sharding_of(experiment, sizes)
+    step, state, metrics = jit_step(experiment, sharding), start(experiment, sharding), []
+    for i in range(steps):
+        state, new = step(state, jax.device_put(batch_of(i), sharding.named(("act_batch", "act_length"))))
+        metrics.append(jax.device_get(new))
+    return jax.device_get(state), metrics
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Two steps on one device, the batch at once."""
+    return run(BASE)
+
+
+def assert_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def test_accumulation_equals_the_whole_batch(whole):
+    state, metrics = run(changed(accumulate=4))
+    assert_close(state.params, whole[0].params, atol=1e-6, rtol=0)
+    assert_close(metrics, whole[1], rtol=1e-5)
+
+
+def test_every_target_weighs_the_same():
+    """The loss is a mean over targets, not over rows, whose numbers of targets differ."""
+    params, batch = init_state(BASE, jax.random.key(0)).params, batch_of(0)
+    total, weight = 0.0, 0.0
+    for row in range(BATCH):
+        sums = BASE.objective.loss(LLAMA.spec(), params, jax.tree.map(lambda a, r=row: a[r : r + 1], batch))
+        total, weight = total + float(sums.total), weight + float(sums.weight)
+    assert weight == float((batch["segment_ids"] > 0).sum())
+    _, sums = gradients(changed(accumulate=2), params, batch, None)
+    assert float(sums.total / sums.weight) == pytest.approx(total / weight, rel=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)], ids=str)
+def test_eight_devices_equal_one(whole, sizes):
+    state, metrics = run(BASE, sizes=sizes)
+    for ours, one in zip(metrics, whole[1], strict=True):
+        for name in ("loss", "nll", "grad_norm"):
+            assert ours[name] == pytest.approx(one[name], rel=1e-5)
+        assert (ours["targets"], ours["accuracy"]) == (one["targets"], pytest.approx(one["accuracy"]))
+    assert_close(state.params, whole[0].params, atol=1e-5, rtol=0)
+
+
+def test_accumulation_on_a_mesh(whole):
+    state, metrics = run(changed(accumulate=2), sizes=(2, 2, 2))
+    assert metrics[1]["loss"] == pytest.approx(whole[1][1]["loss"], rel=1e-5)
+    assert_close(state.params, whole[0].params, atol=1e-5, rtol=0)
+
+
+def test_dropout_on_a_mesh_equals_one_device():
+    gpt2 = replace(changed(), model=Gpt2(vocab=203, context=LENGTH, layers=2, width=32, heads=4, dropout=0.2))
+    (_, one), (_, many) = run(gpt2), run(gpt2, sizes=(2, 2, 2))
+    assert many[1]["loss"] == pytest.approx(one[1]["loss"], rel=1e-5)
+    assert one[0]["loss"] != pytest.approx(run(gpt2, 1)[1][0]["nll"], rel=1e-7)
+
+
+def test_parameters_are_cut_by_the_rules():
+    sharding = sharding_of(BASE, (2, 2, 2))
+    state = start(BASE, sharding)
+    kernel = state.params["stack"]["segment_0"]["block_0"]["mlp"]["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (2, 16, 32)
+    moments = [a for a in jax.tree.leaves(state.optimizer) if a.shape == kernel.shape]
+    assert len(moments) >= 2
+    assert all(m.sharding == kernel.sharding for m in moments)
+
+
+def test_a_mesh_that_does_not_divide_the_batch_says_so():
+    with pytest.raises(UserError, match="splits the batch into 8, which does not divide the 4 sequences"):
+        state_shardings(changed(accumulate=2), sharding_of(BASE, (8, 1, 1)))
+
+
+def test_the_state_is_donated():
+    sharding = sharding_of(BASE)
+    before = start(BASE, sharding)
+    jit_step(BASE, sharding)(before, batch_of(0))
+    assert all(a.is_deleted() for a in jax.tree.leaves(before))
+
+
+def adam(state: TrainState) -> optax.ScaleByAdamState:
+    is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
+    return next(s for s in jax.tree.leaves(state.optimizer, is_leaf=is_adam) if is_adam(s))
+
+
+def test_clipping_scales_to_the_norm(whole):
+    clip = 0.01
+    state, metrics = run(replace(BASE, optimizer=AdamW(clip_norm=clip)), 1)
+    assert metrics[0]["grad_norm"] == pytest.approx(whole[1][0]["grad_norm"], rel=1e-5)
+    assert metrics[0]["grad_norm"] > 10 * clip
+    assert float(optax.global_norm(adam(state).mu)) == pytest.approx(clip * (1 - AdamW().b1), rel=1e-5)
+    unclipped, _ = run(replace(BASE, optimizer=AdamW(clip_norm=0)), 1)
+    norm = float(optax.global_norm(adam(unclipped).mu)) / (1 - AdamW().b1)
+    assert norm == pytest.approx(metrics[0]["grad_norm"], rel=1e-5)
+
+
+def test_a_bad_gradient_skips_the_update_and_counts():
+    experiment = changed(ema=0.9)
+    step = jax.jit(functools.partial(train_step, experiment))
+    good, batch = init_state(experiment, jax.random.key(0)), batch_of(0)
+    scale = good.params["final_norm"]["scale"]
+    bad = replace(good, params={**good.params, "final_norm": {"scale": scale.at[0].set(jnp.nan)}})
+    after, metrics = step(*step(bad, batch)[:1], batch)
+    for name in ("params", "optimizer", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(bad, name))
+    assert [int(x) for x in (after.step, after.skipped, after.skipped_in_a_row)] == [2, 2, 2]
+    assert not np.isfinite(metrics["grad_norm"])
+    well, metrics = step(replace(after, params=good.params), batch)
+    assert [int(x) for x in (well.step, well.skipped, well.skipped_in_a_row)] == [3, 2, 0]
+    assert np.isfinite(metrics["grad_norm"])
+    assert np.any(well.params["embedding"]["table"] != good.params["embedding"]["table"])
+
+
+def test_the_average_of_the_parameters(whole):
+    decay = 0.75
+    state, _ = run(changed(ema=decay))
+    first = jax.device_get(init_state(BASE, jax.random.key(0)).params)
+    second = run(BASE, 1)[0].params
+    expected = jax.tree.map(
+        lambda a, b, c: decay * (decay * a + (1 - decay) * b) + (1 - decay) * c, first, second, state.params
+    )
+    assert_close(state.ema, expected, atol=1e-7)
+    assert state.for_eval is state.ema
+    assert whole[0].ema == {}
+    assert whole[0].for_eval is whole[0].params
+
+
+def test_bfloat16_compute_is_near_and_keeps_float32_parameters(whole):
+    state, metrics = run(changed(compute="bfloat16"))
+    assert {a.dtype for a in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
+    assert metrics[0]["loss"] == pytest.approx(whole[1][0]["loss"], rel=2e-3)
+    assert metrics[0]["loss"] != whole[1][0]["loss"]
+    assert metrics[0]["grad_norm"] == pytest.approx(whole[1][0]["grad_norm"], rel=0.03)
+
+
+def test_training_lowers_the_loss():
+    experiment = replace(BASE, schedule=Schedule(peak=1e-2, warmup=2, shape="constant"))
+    sharding = sharding_of(experiment)
+    step, state = jit_step(experiment, sharding), start(experiment, sharding)
+    losses = []
+    for _ in range(20):
+        state, metrics = step(state, batch_of(0))
+        losses.append(float(metrics["nll"]))
+    assert losses[0] == pytest.approx(np.log(203), rel=0.02)
+    assert losses[-1] < losses[0] / 2
