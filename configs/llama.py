@@ -1,6 +1,6 @@
 """Llama 3 shapes (Dubey et al. 2024): 1B, 8B and 70B parameters, bfloat16 matrix products, parameters sharded.
 
-    lmx train configs/llama.py:llama_1b --mesh.data 1 --mesh.fsdp 8
+lmx train configs/llama.py:llama_1b --mesh.data 1 --mesh.fsdp 8
 """
 
 from dataclasses import replace

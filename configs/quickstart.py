@@ -1,7 +1,7 @@
 """A small Llama on the Python standard library, or on your own text.
 
-    lmx train configs/quickstart.py
-    lmx train configs/quickstart.py:own_text --data.sources.0.files "my/texts/*.txt" --run-dir runs/mine
+lmx train configs/quickstart.py
+lmx train configs/quickstart.py:own_text --data.sources.0.files "my/texts/*.txt" --run-dir runs/mine
 """
 
 from dataclasses import replace

@@ -106,8 +106,9 @@ def _from_tuple(arguments: tuple[Any, ...], data: Any, path: str) -> tuple[Any, 
 
 def _subclasses(cls: type) -> Iterator[type]:
     yield cls
-    for sub in cls.__subclasses__():
-        yield from _subclasses(sub)
+    subclass: type
+    for subclass in cls.__subclasses__():
+        yield from _subclasses(subclass)
 
 
 def _from_fields(base: type, data: Any, path: str) -> Any:

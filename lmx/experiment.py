@@ -1,4 +1,4 @@
-"""Experiment: the whole of a run, composed of the parts' own configurations. A recipe is a function that returns one."""
+"""Experiment: the whole of a run, composed of the parts' own configurations. A recipe is a function returning one."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -6,6 +6,11 @@ from typing import Any
 
 from lmx.errors import UserError
 
+USAGE = """usage: lmx bench train RECIPE ...
+       lmx bench decode MODEL|RECIPE ...
+
+Each has --help. Example: lmx bench train configs/gpt2.py:gpt2_124m --batch 4 --length 512 --steps 10"""
+
 
 @dataclass(frozen=True)
 class Train:
@@ -48,7 +53,9 @@ def main(argv: Sequence[str]) -> None:
     kinds = {"train": _train, "decode": _decode}
     if not argv or argv[0] not in kinds:
         if argv and argv[0] in ("-h", "--help"):
-            print("usage: lmx bench train RECIPE ... | lmx bench decode MODEL|RECIPE ...\n\nEach has --help with an example.")
+            print(
+                "usage: lmx bench train RECIPE ... | lmx bench decode MODEL|RECIPE ...\n\nEach has --help with an example."
+            )
             return
         raise UserError("say what to measure: lmx bench train RECIPE, or lmx bench decode MODEL|RECIPE")
     kinds[argv[0]](argv[1:])

@@ -82,7 +82,5 @@ def _table(stats: dict[str, Any]) -> Any:
         table.add_column(name, justify="right")
     for key in next(iter(stats["sources"].values())):
         values = [source[key] for source in stats["sources"].values()]
-        table.add_row(
-            key.replace("_", " "), *(f"{v:,}" if isinstance(v, int) else f"{v:.6g}" for v in values)
-        )
+        table.add_row(key.replace("_", " "), *(f"{v:,}" if isinstance(v, int) else f"{v:.6g}" for v in values))
     return table

@@ -46,14 +46,12 @@ def main(argv: Sequence[str]) -> None:
     options = tyro.cli(configured, prog="lmx generate", args=list(argv))
     from lmx.cli.recipes import print_result
     from lmx.cli.runtime import start_jax
-    from lmx.decode.generate import completed
+    from lmx.decode.generate import Row, completed
     from lmx.decode.loaded import load
     from lmx.decode.sampling import Sampling
     from lmx.errors import UserError
 
-    sampling = Sampling(
-        options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty
-    )
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
     if not options.prompt:
         raise UserError('there is no prompt; give one or more, as in: lmx generate runs/quickstart --prompt "def "')
     start_jax()
@@ -61,14 +59,15 @@ def main(argv: Sequence[str]) -> None:
     shows = len(options.prompt) == 1 and options.json != "-"
     if shows:
         print(options.prompt[0], end="", flush=True)
-    rows = []
-    for rows, news in model.generator.stream(
+    rows: list[Row] = []
+    for latest, news in model.generator.stream(
         options.prompt,
         max_new_tokens=options.max_new_tokens,
         sampling=sampling,
         seeds=[options.seed + i for i in range(len(options.prompt))],
         stop=options.stop,
     ):
+        rows = latest
         if shows:
             print(news[0], end="", flush=True)
     sys.stdout.flush()

@@ -37,9 +37,7 @@ def load_recipe(text: str, overrides: Sequence[str] = ()) -> Experiment:
     experiment = _call(text)
     if not overrides:
         return experiment
-    return tyro.cli(
-        type(experiment), default=experiment, args=list(overrides), prog=f"lmx ... {text}", config=CONFIG
-    )
+    return tyro.cli(type(experiment), default=experiment, args=list(overrides), prog=f"lmx ... {text}", config=CONFIG)
 
 
 CONFIG = (tyro.conf.FlagConversionOff,)
@@ -59,9 +57,9 @@ def parse(command: str, options: type[Options], argv: Sequence[str]) -> tuple[Op
     default = _call(text)
     fields: Any = [("experiment", Annotated[type(default), tyro.conf.arg(name="")], field(default=default))]
     combined = dataclasses.make_dataclass("Arguments", fields, bases=(options,), frozen=True)
-    parsed = tyro.cli(combined, prog=prog, args=rest, description=options.__doc__, config=CONFIG)
+    parsed: Any = tyro.cli(combined, prog=prog, args=rest, description=options.__doc__, config=CONFIG)
     own = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(cast(Any, options))}
-    return options(**own), Recipe(recipe_name(text), cast(Any, parsed).experiment)
+    return options(**own), Recipe(recipe_name(text), parsed.experiment)
 
 
 def recipe_name(text: str) -> str:
@@ -100,7 +98,9 @@ def _call(text: str) -> Experiment:
 
 def _import(path: Path) -> ModuleType:
     if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"there is no recipe file {path}; give a Python file, as configs/quickstart.py, or file.py:function")
+        raise UserError(
+            f"there is no recipe file {path}; give a Python file, as configs/quickstart.py, or file.py:function"
+        )
     name = f"lmx_recipe_{path.stem}"
     spec = cast(Any, importlib.util.spec_from_file_location(name, path))
     module = importlib.util.module_from_spec(spec)

@@ -117,9 +117,7 @@ def _open(name: str, key: str, directory: Path, dataset: Dataset) -> Documents:
     meta = cache.read_json(directory / "meta.json")
     hashes, sizes = (np.load(directory / f"{n}.npy", mmap_mode="r") for n in ("hashes", "sizes"))
     starts = tuple(np.concatenate([[0], np.cumsum(meta["parts"])[:-1]]).astype(int).tolist())
-    return Documents(
-        name, key, directory, dataset, meta["fingerprint"], meta["dropped"], hashes, sizes, starts
-    )
+    return Documents(name, key, directory, dataset, meta["fingerprint"], meta["dropped"], hashes, sizes, starts)
 
 
 def _builder_class(source: Source) -> Any:
@@ -130,9 +128,7 @@ def _builder_class(source: Source) -> Any:
 
 def _files_key(source: Source) -> str:
     if not isinstance(source, PythonStdlib | LocalFiles):
-        raise UserError(
-            f"{type(source).__name__} is no source of documents: use PythonStdlib, LocalFiles or Tfds"
-        )
+        raise UserError(f"{type(source).__name__} is no source of documents: use PythonStdlib, LocalFiles or Tfds")
     from lmx.data.builders import files
 
     listed = files.stdlib_files() if isinstance(source, PythonStdlib) else files.matched_files(source)
@@ -140,9 +136,7 @@ def _files_key(source: Source) -> str:
 
 
 def _build(source: Source, directory: Path, workers: int, progress: bool) -> None:
-    builder = _builder_class(source)(
-        source=source, data_dir=str(directory), workers=workers, progress=progress
-    )
+    builder = _builder_class(source)(source=source, data_dir=str(directory), workers=workers, progress=progress)
     for leftover in directory.glob("*/incomplete.*"):  # of a killed process
         shutil.rmtree(leftover)
     with redirect_stdout(io.StringIO()):  # TFDS announces itself; the progress bar is on standard error
@@ -165,8 +159,7 @@ def _find_tfds(source: Tfds) -> Dataset:
         )
     if (columns := _columns(directory)) and source.text_column not in columns:
         raise UserError(
-            f"{directory} has no feature {source.text_column!r} (it has {', '.join(columns)}): "
-            "set text_column"
+            f"{directory} has no feature {source.text_column!r} (it has {', '.join(columns)}): set text_column"
         )
     name_column = "path" if "path" in columns else None
     return Dataset(str(directory.absolute()), source.split, source.text_column, name_column)
@@ -184,9 +177,7 @@ def _named_tfds(source: Tfds) -> Path:
         builder = tfds.builder(source.name, data_dir=source.data_dir or None, file_format="array_record")
         with redirect_stdout(io.StringIO()):
             builder.download_and_prepare(file_format="array_record")
-    except (
-        Exception
-    ) as error:  # a catalogue builder can fail in any way: no TensorFlow, no network, no such name
+    except Exception as error:  # a catalogue builder can fail in any way: no TensorFlow, no network, no such name
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"the TFDS dataset {source.name!r} cannot be loaded without TensorFlow ({reason}): "
@@ -216,9 +207,7 @@ def open_records(dataset: Dataset) -> Any:
         return builder.as_data_source(dataset.split)
     except (ValueError, KeyError) as error:
         known = ", ".join(builder.info.splits) or "none"
-        raise UserError(
-            f"{dataset.directory} has no split {dataset.split!r} (it has {known}): set split"
-        ) from error
+        raise UserError(f"{dataset.directory} has no split {dataset.split!r} (it has {known}): set split") from error
 
 
 def document_text(records: Any, dataset: Dataset, index: int) -> tuple[str, str]:
@@ -235,9 +224,7 @@ def document_text(records: Any, dataset: Dataset, index: int) -> tuple[str, str]
     except UnicodeDecodeError as error:
         raise UserError(f"{place} is not valid UTF-8 ({error}): convert it or leave it out") from error
     except AttributeError as error:
-        raise UserError(
-            f"{place}: {dataset.text_column!r} is {data!r:.60}, expected text: set text_column"
-        ) from error
+        raise UserError(f"{place}: {dataset.text_column!r} is {data!r:.60}, expected text: set text_column") from error
 
 
 def _index(dataset: Dataset, directory: Path, workers: int, progress: bool) -> None:
@@ -247,12 +234,8 @@ def _index(dataset: Dataset, directory: Path, workers: int, progress: bool) -> N
             f"{dataset.directory} has no documents in split {dataset.split!r}: give another split or source"
         )
     jobs = _even_parts(dataset, count, directory / "index")
-    results = parts.run_parts(
-        index_part, jobs, label="Indexing documents", workers=workers, progress=progress
-    )
-    hashes, sizes = (
-        np.concatenate([np.load(job.target / f"{n}.npy") for job in jobs]) for n in ("hashes", "sizes")
-    )
+    results = parts.run_parts(index_part, jobs, label="Indexing documents", workers=workers, progress=progress)
+    hashes, sizes = (np.concatenate([np.load(job.target / f"{n}.npy") for job in jobs]) for n in ("hashes", "sizes"))
     if not sizes.any():
         raise UserError(f"every document of {dataset.directory} is blank: give files with text in them")
     np.save(directory / "hashes.npy", hashes)
@@ -274,8 +257,7 @@ def _even_parts(dataset: Dataset, count: int, target: Path) -> list[RecordsPart]
     number = min(count, -(-total // parts.part_bytes(total)))
     edges = np.linspace(0, count, number + 1).astype(int).tolist()
     return [
-        RecordsPart(dataset, a, b, total // number, target / f"{i:06d}")
-        for i, (a, b) in enumerate(pairwise(edges))
+        RecordsPart(dataset, a, b, total // number, target / f"{i:06d}") for i, (a, b) in enumerate(pairwise(edges))
     ]
 
 

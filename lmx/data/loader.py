@@ -60,9 +60,7 @@ class Loader(Iterator[Batch]):
     def close(self) -> None:
         """Stops reading; later batches are not to be had. Closing twice is fine."""
         self._closed.set()
-        while (
-            self._thread.is_alive()
-        ):  # a thread that waits for room finds it, and then finds that it is closed
+        while self._thread.is_alive():  # a thread that waits for room finds it, and then finds that it is closed
             try:
                 self._queue.get_nowait()
             except queue.Empty:

@@ -50,9 +50,7 @@ class Plan:
         return 1 - int(self.pieces["count"].sum(dtype=np.int64)) / positions if positions else 0.0
 
 
-def make_plan(
-    lengths: np.ndarray, documents: np.ndarray, length: int, packing: Packing, directory: Path
-) -> Plan:
+def make_plan(lengths: np.ndarray, documents: np.ndarray, length: int, packing: Packing, directory: Path) -> Plan:
     """Plans rows of ``length`` positions and writes them to ``directory``, or opens what is there.
 
     Args:
@@ -131,9 +129,7 @@ def split_window(
     return _pieces(documents[owner], cuts - starts[owner], counts), cuts // length
 
 
-def best_fit_window(
-    documents: np.ndarray, predictions: np.ndarray, length: int
-) -> tuple[np.ndarray, np.ndarray]:
+def best_fit_window(documents: np.ndarray, predictions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Pieces and rows of documents packed by best fit; rows in the order of their first documents."""
     full, rest = predictions // length, predictions % length
     owner = np.repeat(np.arange(len(documents)), full)

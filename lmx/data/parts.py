@@ -83,9 +83,7 @@ def _elsewhere(function: Callable[[J], R], jobs: Sequence[J], workers: int) -> I
                 for future in done:
                     yield futures[future], future.result()
         except BrokenProcessPool as error:
-            raise LmxError(
-                "a worker process was killed (is memory short?): run the command again to go on"
-            ) from error
+            raise LmxError("a worker process was killed (is memory short?): run the command again to go on") from error
         finally:
             pool.shutdown(cancel_futures=True)
 

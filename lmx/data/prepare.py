@@ -95,9 +95,7 @@ class Prepared:
         for index, source in enumerate(self.sources):
             sources[source.name] = _counts(source)
             if length is not None:
-                sources[source.name] |= _packed(
-                    self.plan(index, "train", length), self.plan(index, "held_out", length)
-                )
+                sources[source.name] |= _packed(self.plan(index, "train", length), self.plan(index, "held_out", length))
         tokenizer = {"vocab_size": self.tokenizer.vocab_size, "fingerprint": self.tokenizer.fingerprint}
         return {"fingerprint": self.fingerprint, "tokenizer": tokenizer, "sources": sources}
 
@@ -134,9 +132,8 @@ def prepare(config: DataConfig, *, workers: int = 0, progress: bool = True) -> P
     as the corpus is worth.
 
     Raises:
-      UserError: bad configuration, an empty, unreadable or non-text source, a tokenizer file that changed
-      since tokens
-        were made with it, or a full disk.
+      UserError: bad configuration, an empty, unreadable or non-text source, a tokenizer file that changed since
+        tokens were made with it, or a full disk.
     """
     _check(config)
     root = cache.cache_root(config.cache_dir)
@@ -144,10 +141,7 @@ def prepare(config: DataConfig, *, workers: int = 0, progress: bool = True) -> P
         documents = [prepare_documents(s, root, workers=workers, progress=progress) for s in config.sources]
         held_out = [held_out_mask(d, config.held_out) for d in documents]
         tokenizer, directory = _prepare_tokenizer(config, documents, held_out, root)
-        stores = [
-            prepare_tokens(d, tokenizer, directory, root, workers=workers, progress=progress)
-            for d in documents
-        ]
+        stores = [prepare_tokens(d, tokenizer, directory, root, workers=workers, progress=progress) for d in documents]
     names = _distinct([d.name for d in documents])
     weights = [source.weight for source in config.sources]
     sources = tuple(map(PreparedSource, names, weights, documents, stores, held_out))
@@ -160,11 +154,9 @@ def _check(config: DataConfig) -> None:
         raise UserError("the data has no sources: give at least one, such as PythonStdlib()")
     for source in config.sources:
         if not (source.weight > 0 and math.isfinite(source.weight)):
-            raise UserError(
-                f"a {type(source).__name__} has weight {source.weight}, expected a number above 0"
-            )
-    if not 0 <= config.held_out < 1:
-        raise UserError(f"held_out is {config.held_out}, expected a share of at least 0 and below 1")
+            raise UserError(f"a {type(source).__name__} has weight {source.weight}, expected a number above 0")
+    if not 0 <= config.held_out <= 1:
+        raise UserError(f"held_out is {config.held_out}, expected a share from 0 to 1")
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -177,6 +169,8 @@ def held_out_mask(documents: Documents, share: float) -> np.ndarray:
     A small corpus may have none that low; then it is the one that hashes lowest, unless it is the only one.
     """
     hashes, real = np.asarray(documents.hashes), np.asarray(documents.sizes) > 0
+    if share == 1:
+        return real
     mask = (hashes < np.uint64(int(share * 2**64))) & real
     different = np.unique(hashes[real])
     if share and not mask.any() and len(different) > 1:
@@ -195,8 +189,7 @@ def no_space_error(root: Path) -> Iterator[None]:
         if not named and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"there is no space left for prepared data in {root}: free some, or set cache_dir "
-            "(or LMX_CACHE) to "
+            f"there is no space left for prepared data in {root}: free some, or set cache_dir (or LMX_CACHE) to "
             "another disk, and run again; finished parts are kept"
         ) from error
 

@@ -73,8 +73,7 @@ def held_out_rows(prepared: Prepared, *, length: int) -> grain.MapDataset:
     ends = np.cumsum([len(plan) for plan in plans])
     if not ends[-1]:
         raise UserError(
-            f"held_out is {prepared.config.held_out} and there are no held-out documents: raise "
-            "held_out, or give more "
+            f"held_out is {prepared.config.held_out} and there are no held-out documents: raise held_out, or give more "
             'documents (a text file becomes several with split="paragraphs")'
         )
 
@@ -111,9 +110,7 @@ def _plans(prepared: Prepared, split: Split, length: int) -> list[Plan]:
 def _references(prepared: Prepared, plans: Sequence[Plan], seed: int) -> Any:
     for name, plan in zip(prepared.source_names, plans, strict=True):
         if not len(plan):
-            raise UserError(
-                f"the source {name} has no training documents: lower held_out or give more documents"
-            )
+            raise UserError(f"the source {name} has no training documents: lower held_out or give more documents")
     endless = [_endless(i, len(plan), seed, prepared.config.shuffle) for i, plan in enumerate(plans)]
     if len(endless) == 1:
         return endless[0]

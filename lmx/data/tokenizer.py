@@ -98,9 +98,7 @@ class HuggingFaceTokenizer(TextTokenizer):
 
     def token_bytes(self) -> np.ndarray:
         """See :class:`TextTokenizer`."""
-        byte_level = '"type":"ByteLevel"' in json.dumps(
-            json.loads(self._content)["decoder"], separators=(",", ":")
-        )
+        byte_level = '"type":"ByteLevel"' in json.dumps(json.loads(self._content)["decoder"], separators=(",", ":"))
         lengths = np.zeros(self.vocab_size, np.int32)
         for token, index in self._tokenizer.get_vocab(with_added_tokens=True).items():
             lengths[index] = len(token) if byte_level else piece_bytes(token)

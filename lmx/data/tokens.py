@@ -43,9 +43,7 @@ class TokenStore:
 
     def _open_part(self, part: int) -> tuple[np.ndarray, np.ndarray]:
         directory = self._directory / f"{part:06d}"
-        return np.load(directory / "tokens.npy", mmap_mode="r"), np.load(
-            directory / "offsets.npy", mmap_mode="r"
-        )
+        return np.load(directory / "tokens.npy", mmap_mode="r"), np.load(directory / "offsets.npy", mmap_mode="r")
 
     def stream(self, document: int, start: int, count: int) -> np.ndarray:
         """``count`` tokens of a document's stream from ``start``, int32 ``[count]``."""

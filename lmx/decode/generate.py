@@ -140,13 +140,9 @@ class Generator:
         stop: Sequence[str] = (),
     ) -> list[Completion]:
         """The completions of ``prompts``, in their order."""
-        rows: list[Row] = []
         sampling = sampling or Sampling()
-        for rows, _ in self.stream(
-            prompts, max_new_tokens=max_new_tokens, sampling=sampling, seeds=seeds, stop=stop
-        ):
-            pass
-        return completed(rows)
+        chunks = self.stream(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seeds=seeds, stop=stop)
+        return completed(list(chunks)[-1][0])
 
     def _encode(self, prompt: str, index: int, new: int) -> list[int]:
         """A prompt begins as documents do in training: with the end-of-text token."""

@@ -53,7 +53,9 @@ class Model:
         """
         spec, tokens = self.generator.spec, np.asarray(tokens)
         if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
-            raise UserError(f"tokens have shape {tokens.shape} and dtype {tokens.dtype}, expected integers [batch, length]")
+            raise UserError(
+                f"tokens have shape {tokens.shape} and dtype {tokens.dtype}, expected integers [batch, length]"
+            )
         if tokens.shape[1] > spec.context:
             raise UserError(f"rows of {tokens.shape[1]} tokens exceed the model's context of {spec.context}")
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < spec.vocab:
@@ -97,7 +99,9 @@ class Model:
         encoded = [[self.tokenizer.end_id, *ids] for ids in self.tokenizer.encode_batch(list(_prompts(texts)))]
         longest = max(len(ids) for ids in encoded)
         if longest > self.generator.spec.context:
-            raise UserError(f"a text has {longest} tokens, more than the model's context of {self.generator.spec.context}")
+            raise UserError(
+                f"a text has {longest} tokens, more than the model's context of {self.generator.spec.context}"
+            )
         return _embed(self.generator.spec, self.generator.params, left_padded(encoded))
 
 

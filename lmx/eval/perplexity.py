@@ -114,4 +114,3 @@ def evaluate(
 
 def _added(totals: dict[str, float], sums: Any) -> dict[str, float]:
     return totals if sums is None else {k: v + float(sums[k]) for k, v in totals.items()}
-

@@ -19,9 +19,7 @@ CHUNK_ROWS = 512
 ROWS = ("act_batch", None, "act_vocab")
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["total", "nll", "weight", "correct"], meta_fields=[]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["total", "nll", "weight", "correct"], meta_fields=[])
 @dataclass(frozen=True)
 class LossSums:
     """Float32 scalars, sums over the targets by weight: what is minimised, its cross-entropy part (nats), the

@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from lmx.models.specs import BlockSpec
+from lmx.nn.cache import Streams
 from lmx.nn.context import Context
 from lmx.nn.module import Part
 from lmx.nn.sublayer import Sublayer
@@ -13,8 +14,6 @@ from lmx.sharding.rules import constrain
 
 RESIDUAL = ("act_batch", "act_length", "act_embed")
 NORMS = ("norm_in", "norm_out", "norm_residual")
-Streams = dict[str, dict[str, jax.Array]]
-"""What one block caches: streams by name, by sublayer."""
 
 
 class Block(nnx.Module):

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from lmx.kernels.attention import SAVED
-from lmx.models.block import Streams, block_part
+from lmx.models.block import block_part
 from lmx.models.specs import BlockSpec, Remat, Segment, StackSpec
-from lmx.nn.cache import CacheView, LayerCache
+from lmx.nn.cache import CacheView, LayerCache, Streams
 from lmx.nn.context import Context
 from lmx.nn.module import Params
 
@@ -43,8 +43,7 @@ def stack_axes(spec: StackSpec, width: int) -> Params:
         return cast(Params, jax.tree.map(lambda a: ("layers", *a), axes, is_leaf=lambda x: isinstance(x, tuple)))
 
     return {
-        f"segment_{i}": {f"block_{j}": stacked(b) for j, b in enumerate(s.pattern)}
-        for i, s in enumerate(spec.segments)
+        f"segment_{i}": {f"block_{j}": stacked(b) for j, b in enumerate(s.pattern)} for i, s in enumerate(spec.segments)
     }
 
 

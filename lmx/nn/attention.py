@@ -1,7 +1,7 @@
 """Self-attention: multi-head, grouped-query and multi-query, with or without a cache."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 from flax import nnx
@@ -11,7 +11,6 @@ from lmx.kernels.masks import Causal, Mask
 from lmx.nn.context import Context, SublayerOutput
 from lmx.nn.linear import Linear
 from lmx.nn.module import Part, dropout
-from lmx.nn.norm import Norm
 from lmx.nn.position import Rope
 from lmx.nn.sublayer import Sublayer
 from lmx.sharding.rules import constrain
@@ -27,7 +26,7 @@ class SelfAttention(Sublayer):
     heads: int = 12
     kv_heads: int = 12
     head_dim: int = 64
-    mask: Mask = Causal()
+    mask: Mask = field(default_factory=Causal)
     rope: Rope | None = None
     bias: bool = False
     """Biases on the query, key, value and output maps."""

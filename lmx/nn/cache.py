@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+Streams = dict[str, dict[str, jax.Array]]
+"""What one block caches: by sublayer, its streams by name."""
+
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["streams", "view"], meta_fields=[])
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's cache: ``streams`` maps a name ("key", "value") to [batch, slots, ...]; ``view`` says where we are."""
+    """One layer's cache: ``streams`` maps a name ("key", "value") to its array; ``view`` says where we are."""
 
     streams: dict[str, jax.Array]
     view: "CacheView"
@@ -24,12 +27,10 @@ class LayerCache:
         return LayerCache(streams, self.view)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["positions", "segments", "slot"], meta_fields=[]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["positions", "segments", "slot"], meta_fields=[])
 @dataclass(frozen=True)
 class CacheView:
-    """What every layer's cache shares: int32 [batch, slots] positions and segments (0: nothing there), the next slot."""
+    """What all layers' caches share: int32 [batch, slots] positions and segments (0: nothing there), the next slot."""
 
     positions: jax.Array
     segments: jax.Array
@@ -39,9 +40,9 @@ class CacheView:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["layers", "view"], meta_fields=[])
 @dataclass(frozen=True)
 class Cache:
-    """A model's cache: one dict of streams for each layer, by the layer's number, and the view that they share."""
+    """A model's cache: each layer's streams, and the view that they share."""
 
-    layers: tuple[dict[str, jax.Array], ...]
+    layers: tuple[Streams, ...]
     view: CacheView
 
     def advance(self, positions: jax.Array, segments: jax.Array) -> "Cache":
@@ -50,7 +51,7 @@ class Cache:
         view = CacheView(put(self.view.positions, positions), put(self.view.segments, segments), self.view.slot)
         return Cache(self.layers, view)
 
-    def written(self, layers: tuple[dict[str, jax.Array], ...], length: int) -> "Cache":
+    def written(self, layers: tuple[Streams, ...], length: int) -> "Cache":
         """The cache after every layer wrote ``length`` entries."""
         view = CacheView(self.view.positions, self.view.segments, self.view.slot + length)
         return Cache(layers, view)

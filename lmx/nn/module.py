@@ -53,7 +53,7 @@ def _structure(part: Part) -> tuple[Any, Any]:
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Sets a share ``rate`` of the entries to zero and scales up the rest (Srivastava et al. 2014); no key, no change."""
+    """Zeroes a share ``rate`` of the entries and scales up the rest (Srivastava et al. 2014); no key, no change."""
     if key is None or rate == 0:
         return x
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)

@@ -52,9 +52,7 @@ def read_run(directory: Path) -> Run:
       UserError: it is no run directory, nothing was logged in it, or one of its files is damaged.
     """
     if not (directory / METRICS).is_file():
-        raise UserError(
-            f"{directory} has no {METRICS}; name the directory of a run that logged at least one step"
-        )
+        raise UserError(f"{directory} has no {METRICS}; name the directory of a run that logged at least one step")
     series = _series(tuple(_lines(directory / METRICS)))
     if not series:
         raise UserError(f"{directory / METRICS} has no logged step yet; wait for the run's first one")
@@ -86,9 +84,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
 def _series(rows: tuple[dict[str, Any], ...]) -> dict[str, Series]:
     merged: dict[int, dict[str, float]] = {}
     for row in rows:
-        numbers = {
-            k: float(v) for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)
-        }
+        numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
         if "step" in numbers:
             merged.setdefault(int(numbers.pop("step")), {}).update(numbers)
     found: dict[str, list[tuple[int, float]]] = {}

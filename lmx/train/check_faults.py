@@ -150,9 +150,7 @@ def check_faults(
         _finish(calm, 0)
         rng, wounds = random.Random(seed), []
         for number, fault in enumerate(faults):
-            progress(
-                f"fault {number + 1} of {len(faults)}: {fault.signal} after step {fault.step} of {steps}"
-            )
+            progress(f"fault {number + 1} of {len(faults)}: {fault.signal} after step {fault.step} of {steps}")
             wounds.append(_wound(victim, number, fault, rng))
         progress("the last restart, to the end")
         _finish(victim, len(faults))

@@ -197,9 +197,7 @@ def _rank(difference: tuple[float, str]) -> float:
     return math.inf if math.isnan(difference[0]) else difference[0]
 
 
-def _trial(
-    experiment: Experiment, mesh: MeshConfig, start: Any, batches: Sequence[Rows], reference: Numbers
-) -> Trial:
+def _trial(experiment: Experiment, mesh: MeshConfig, start: Any, batches: Sequence[Rows], reference: Numbers) -> Trial:
     mesh = MeshConfig(**mesh.sizes(_devices_of(mesh)))
     try:
         numbers = _numbers(experiment, mesh, start, batches)
@@ -266,9 +264,7 @@ def _compared(mesh: dict[str, int], numbers: Numbers, reference: Numbers) -> Tri
 
 
 def _leaf_differences(grads: Params, reference: Params) -> Iterator[tuple[float, str]]:
-    whole = FLOOR * math.sqrt(
-        sum(float(np.sum(np.square(g, dtype=np.float64))) for g in jax.tree.leaves(reference))
-    )
+    whole = FLOOR * math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in jax.tree.leaves(reference)))
     expected = jax.tree.leaves(reference)
     for (path, grad), other in zip(jax.tree.leaves_with_path(grads), expected, strict=True):
         scale = max(float(np.linalg.norm(other.ravel())), whole)

@@ -43,8 +43,12 @@ def bad_layers(experiment: Experiment, sharding: Sharding, params: Params, batch
         return [jax.tree.map_with_path(_not_finite, tree) for tree in (params, grads)]
 
     flags = jax.device_get(not_finite(params, batch))
-    found = [_named(what, path, leaf) for what, tree in zip(("parameter", "gradient"), flags, strict=True)
-             for path, leaf in jax.tree.leaves_with_path(tree) if np.any(leaf)]
+    found = [
+        _named(what, path, leaf)
+        for what, tree in zip(("parameter", "gradient"), flags, strict=True)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+        if np.any(leaf)
+    ]
     return found or ["nothing when computed again with the parameters as they are now"]
 
 

@@ -46,7 +46,7 @@ def eval_values(result: Score) -> Values:
 
 @dataclass
 class EarlyStopping:
-    """Counts evaluations without improvement; part of every checkpoint, so that a resumed run stops where it would have."""
+    """Counts evaluations without improvement; part of every checkpoint: a resumed run stops where it would have."""
 
     config: EvalConfig
     best: float | None = None

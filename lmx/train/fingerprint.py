@@ -46,8 +46,8 @@ def compare(run: RunDir, now: dict[str, Any]) -> list[str]:
     lost = [key for key in changed if key in DATA_KEYS]
     if lost:
         raise UserError(
-            f"the {lost[0]} of {run.path} was {before.get(lost[0])} and is now {now[lost[0]]}: the text or the tokenizer "
-            f"changed; restore them, or train in another --run-dir (with --init-from {run.path} to keep the weights)"
+            f"the {lost[0]} of {run.path} was {before.get(lost[0])} and is now {now[lost[0]]}: the text or the "
+            f"tokenizer changed; restore them, or train in another --run-dir (with --init-from {run.path} to keep the weights)"
         )
     return [
         f"{key} was {before.get(key)} and is now {now[key]}: losses agree up to rounding, not bit for bit"

@@ -137,7 +137,9 @@ class Loop:
             return
         step, values = ready
         train = self.experiment.train
-        logged = bool(extra) or step % train.log_every == 0 or step in (1, train.steps) or values["skipped_in_a_row"] > 0
+        logged = (
+            bool(extra) or step % train.log_every == 0 or step in (1, train.steps) or values["skipped_in_a_row"] > 0
+        )
         self.display.step(step, values, logged=logged)
         self.speeds.append(values["tokens_per_second"])
         if logged:

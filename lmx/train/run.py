@@ -43,7 +43,7 @@ class RunOptions:
     profile: tuple[int, int] | None = None
 
 
-def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOptions()) -> dict[str, Any]:  # noqa: B008
+def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOptions()) -> dict[str, Any]:
     """Trains, or goes on training, in ``run_dir``; returns the summary that is also written there.
 
     Raises:

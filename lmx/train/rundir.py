@@ -45,7 +45,9 @@ def locked(run: RunDir) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"another process is training in {run.path}; wait for it, or choose another --run-dir") from error
+            raise UserError(
+                f"another process is training in {run.path}; wait for it, or choose another --run-dir"
+            ) from error
         yield
 
 

@@ -65,8 +65,8 @@ def state_shardings(experiment: Experiment, sharding: Sharding) -> TrainState:
     by_param = sharding.tree(axes)
     structure = jax.tree.structure(shapes.params)
 
-    def is_params(tree: Any) -> bool:
-        return jax.tree.structure(tree) == structure
+    def is_params(tree: Any) -> Any:
+        return cast(Any, jax.tree.structure(tree)) == structure
 
     def place(tree: Any) -> Any:
         return by_param if is_params(tree) else sharding.replicated()

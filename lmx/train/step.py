@@ -1,7 +1,6 @@
 """The train step: one pure function of the state and a batch, jitted with shardings and donation."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -69,7 +68,8 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> tuple
     new = _update(experiment, state, grads, _scale(experiment.optimizer.clip_norm, norm) / weight, rate)
     kept = jax.tree.map(functools.partial(jnp.where, good), new, (state.params, state.optimizer, state.ema))
     row = jnp.where(good, 0, state.skipped_in_a_row + 1)
-    state = TrainState(state.step + 1, *kept, state.skipped + jnp.where(good, 0, 1), row)
+    params, optimizer, ema = kept
+    state = TrainState(state.step + 1, params, optimizer, ema, state.skipped + jnp.where(good, 0, 1), row)
     metrics = {
         "loss": sums.total / weight,
         "nll": sums.nll / weight,

@@ -205,7 +205,7 @@ def test_a_trained_tokenizer_changed_in_the_cache_is_refused(corpus: Path, tmp_p
     ("changes", "message"),
     [
         ({"sources": ()}, "no sources"),
-        ({"held_out": 1.0}, "held_out is 1.0"),
+        ({"held_out": 1.5}, "held_out is 1.5"),
         ({"held_out": -0.1}, "held_out is -0.1"),
         ({"sources": (LocalFiles(weight=0.0),)}, "LocalFiles has weight 0.0"),
         ({"sources": (LocalFiles(weight=float("nan")),)}, "LocalFiles has weight nan"),

@@ -105,9 +105,7 @@ class DocumentsBuilder(dataset_builder.FileReaderBuilder):
         return tfds.features.FeaturesDict({name: tfds.features.Text() for name in cls.FEATURES})
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self, features=self.features(), description=str(type(self).__doc__)
-        )
+        return tfds.core.DatasetInfo(builder=self, features=self.features(), description=str(type(self).__doc__))
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         spans = self.spans(self._source)
@@ -122,9 +120,7 @@ class DocumentsBuilder(dataset_builder.FileReaderBuilder):
         kept = [(job, count) for job, count in zip(jobs, counts, strict=True) if count["documents"]]
         template = self._get_filename_template(split_name="train")
         for index, (job, _) in enumerate(kept):
-            os.replace(
-                job.target / RECORDS, template.sharded_filepath(shard_index=index, num_shards=len(kept))
-            )
+            os.replace(job.target / RECORDS, template.sharded_filepath(shard_index=index, num_shards=len(kept)))
         cache.write_json(Path(self.data_dir_root) / "dropped.json", sum(c["dropped"] for c in counts))
         self.info.set_splits(splits.SplitDict([_split_info([c for _, c in kept], template)]))
 

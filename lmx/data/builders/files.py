@@ -47,9 +47,7 @@ def _matches(pattern: str) -> list[str]:
     candidates = [expanded] if os.path.isfile(expanded) else glob.glob(expanded, recursive=True)
     matches = [os.path.abspath(path) for path in candidates if os.path.isfile(path)]
     if not matches:
-        raise UserError(
-            f"no file matches {pattern!r} (in {os.getcwd()}): give an existing file, directory or glob"
-        )
+        raise UserError(f"no file matches {pattern!r} (in {os.getcwd()}): give an existing file, directory or glob")
     return matches
 
 

@@ -64,7 +64,7 @@ class Gpt2(ModelConfig):
         """The model's shape. Raises UserError if the heads do not divide the width."""
         if self.width % self.heads:
             raise UserError(f"model.width {self.width} is not divisible by model.heads {self.heads}")
-        common = {
+        common: dict[str, Any] = {
             "norm_in": LayerNorm(eps=self.eps),
             "dropout": self.dropout,
             "std": 0.02,

@@ -69,9 +69,7 @@ class Llama(ModelConfig):
         if self.heads % self.kv_heads:
             raise UserError(f"model.heads {self.heads} is not divisible by model.kv_heads {self.kv_heads}")
         if self.head_dim % 2:
-            raise UserError(
-                f"model.head_dim {self.head_dim} is odd; rotary positions turn pairs: make it even"
-            )
+            raise UserError(f"model.head_dim {self.head_dim} is odd; rotary positions turn pairs: make it even")
         norm = RmsNorm(eps=self.eps)
         attention = SelfAttention(
             heads=self.heads,
