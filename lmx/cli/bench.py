@@ -53,9 +53,7 @@ def main(argv: Sequence[str]) -> None:
     kinds = {"train": _train, "decode": _decode}
     if not argv or argv[0] not in kinds:
         if argv and argv[0] in ("-h", "--help"):
-            print(
-                "usage: lmx bench train RECIPE ... | lmx bench decode MODEL|RECIPE ...\n\nEach has --help with an example."
-            )
+            print(USAGE)
             return
         raise UserError("say what to measure: lmx bench train RECIPE, or lmx bench decode MODEL|RECIPE")
     kinds[argv[0]](argv[1:])

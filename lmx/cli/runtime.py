@@ -13,7 +13,7 @@ def start_jax() -> None:
     _keep_freed_memory()
     import jax
 
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         root = os.environ.get("LMX_CACHE") or Path.home() / ".cache" / "lmx"
         jax.config.update("jax_compilation_cache_dir", str(Path(root) / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -29,8 +29,8 @@ def bench_decode(
     """
     if min(batch, new_tokens, repeats) < 1 or prompt_length < 1 or prompt_length + new_tokens > spec.context:
         raise UserError(
-            f"batch {batch}, prompt length {prompt_length}, new tokens {new_tokens}, repeats {repeats}: each is at least "
-            f"1, and a prompt and its new tokens fit the model's context of {spec.context}"
+            f"batch {batch}, prompt length {prompt_length}, new tokens {new_tokens}, repeats {repeats}: each is at "
+            f"least 1, and a prompt with its new tokens fits the model's context of {spec.context}"
         )
     prompts = np.random.default_rng(0).integers(1, spec.vocab, (batch, prompt_length)).tolist()
     inputs, sampling = left_padded(prompts), Sampling(temperature=0)

@@ -44,8 +44,9 @@ def attention(
 
     Args:
       query: [batch, query_length, heads, head_dim].
-      key: [batch, key_length, kv_heads, head_dim]; ``heads`` is a multiple of ``kv_heads``.
-      value: [batch, key_length, kv_heads, head_dim].
+      key: [batch, kv_heads, key_length, head_dim], heads first, as caches keep it: no step of decoding transposes
+        it. ``heads`` is a multiple of ``kv_heads``.
+      value: [batch, kv_heads, key_length, head_dim].
       mask: which positions see which, within a segment.
       query_positions: int32 [batch, query_length]; likewise key_positions [batch, key_length].
       query_segments: int32 [batch, query_length]; likewise key_segments [batch, key_length]. 0 is padding, never seen.
@@ -74,16 +75,13 @@ def _seen(mask: Mask, query_at: jax.Array, key_at: jax.Array, query_in: jax.Arra
 def _dense(
     query: jax.Array, key: jax.Array, value: jax.Array, seen: jax.Array, dropout: float, dropout_key: Any
 ) -> jax.Array:
-    batch, length, heads, head_dim = query.shape
-    kv_heads = key.shape[2]
-    grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("bqkgd,bskd->bkgqs", grouped, key, preferred_element_type=jnp.float32)
+    grouped = _heads_first(query, key.shape[1])
+    scores = jnp.einsum("bkgqd,bksd->bkgqs", grouped, key, preferred_element_type=jnp.float32)
     probabilities = jax.nn.softmax(jnp.where(seen[:, None, None], scores, MASKED), axis=-1)
     if dropout:
         kept = jax.random.bernoulli(dropout_key, 1 - dropout, probabilities.shape)
         probabilities = jnp.where(kept, probabilities / (1 - dropout), 0)
-    out = jnp.einsum("bkgqs,bskd->bqkgd", probabilities.astype(value.dtype), value)
-    return out.reshape(batch, length, heads, head_dim)
+    return _heads_last(jnp.einsum("bkgqs,bksd->bkgqd", probabilities.astype(value.dtype), value))
 
 
 def _blocks(mask: Mask, length: int) -> list[tuple[slice, slice]]:
@@ -121,9 +119,7 @@ def _blocked(mask: Mask, query: jax.Array, key: jax.Array, value: jax.Array, at:
 
 
 def _blocked_forward(mask: Mask, query: Any, key: Any, value: Any, at: Any, within: Any) -> Any:
-    kv_heads = key.shape[2]
-    q, k, v = (_heads_first(x, kv_heads) for x in (query, key, value))
-    k, v = k[:, :, 0], v[:, :, 0]
+    q, k, v = _heads_first(query, key.shape[1]), key, value
     outs, normalisers = [], []
     for block in _blocks(mask, query.shape[1]):
         scores = _scores(mask, q, k, at, within, block)
@@ -140,10 +136,8 @@ def _blocked_forward(mask: Mask, query: Any, key: Any, value: Any, at: Any, with
 
 def _blocked_backward(mask: Mask, residuals: Any, d_mixed: jax.Array) -> Any:
     """Every large product takes the [query, key] block as it lies: transposing one costs more than the product."""
-    query, key, value, mixed, normaliser, at, within = residuals
-    kv_heads = key.shape[2]
-    q, k, v, out, d_out = (_heads_first(x, kv_heads) for x in (query, key, value, mixed, d_mixed))
-    k, v = k[:, :, 0], v[:, :, 0]
+    query, k, v, mixed, normaliser, at, within = residuals
+    q, out, d_out = (_heads_first(x, k.shape[1]) for x in (query, mixed, d_mixed))
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
     d_queries = []
     d_key, d_value = (jnp.zeros((*k.shape[:2], k.shape[3], k.shape[2]), jnp.float32) for _ in range(2))
@@ -157,8 +151,8 @@ def _blocked_backward(mask: Mask, residuals: Any, d_mixed: jax.Array) -> Any:
         d_value = d_value.at[..., columns].add(_over_queries(do, p.astype(do.dtype)))
         d_key = d_key.at[..., columns].add(_over_queries(q[:, :, :, rows], ds))
     d_query = _heads_last(jnp.concatenate(d_queries, axis=3)).astype(query.dtype)
-    d_key, d_value = (d.transpose(0, 3, 1, 2) for d in (d_key, d_value))
-    return d_query, d_key.astype(key.dtype), d_value.astype(value.dtype), None, None
+    d_key, d_value = (d.swapaxes(2, 3) for d in (d_key, d_value))
+    return d_query, d_key.astype(k.dtype), d_value.astype(v.dtype), None, None
 
 
 def _over_queries(x: jax.Array, weights: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from lmx.nn.sublayer import Sublayer
 from lmx.sharding.rules import constrain
 
 HEADS = ("act_batch", "act_length", "act_heads", None)
-KV_HEADS = ("act_batch", "act_length", "act_kv_heads", None)
+KV_HEADS = ("act_batch", "act_kv_heads", "act_length", None)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SelfAttention(Sublayer):
 
     def cache_streams(self, batch: int, slots: int) -> dict[str, tuple[int, ...]]:
         """The shapes of the key and value streams."""
-        shape = (batch, slots, self.kv_heads, self.head_dim)
+        shape = (batch, self.kv_heads, slots, self.head_dim)
         return {"key": shape, "value": shape}
 
 
@@ -63,10 +63,11 @@ class SelfAttentionModule(nnx.Module):
     def __call__(self, x: jax.Array, context: Context) -> SublayerOutput:
         spec = self.spec
         query = constrain(self.query(x), HEADS)
-        key, value = constrain(self.key(x), KV_HEADS), constrain(self.value(x), KV_HEADS)
+        key, value = self.key(x), self.value(x)
         if spec.rope is not None:
             query = spec.rope.rotate(query, context.positions)
             key = spec.rope.rotate(key, context.positions)
+        key, value = (constrain(a.swapaxes(1, 2), KV_HEADS) for a in (key, value))
         cache, key_positions, key_segments = None, context.positions, context.segments
         if context.cache is not None:
             cache = context.cache.write(key=key, value=value)

@@ -13,15 +13,16 @@ Streams = dict[str, dict[str, jax.Array]]
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["streams", "view"], meta_fields=[])
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's cache: ``streams`` maps a name ("key", "value") to its array; ``view`` says where we are."""
+    """One layer's cache: ``streams`` maps a name ("key", "value") to [batch, heads, slots, head_dim], heads first so
+    that no step of decoding transposes it; ``view`` says where we are."""
 
     streams: dict[str, jax.Array]
     view: "CacheView"
 
     def write(self, **new: jax.Array) -> "LayerCache":
-        """Writes each stream's new entries [batch, length, ...] at the view's slot."""
+        """Writes each stream's new entries [batch, heads, length, head_dim] at the view's slot."""
         streams = {
-            name: jax.lax.dynamic_update_slice_in_dim(old, new[name].astype(old.dtype), self.view.slot, axis=1)
+            name: jax.lax.dynamic_update_slice_in_dim(old, new[name].astype(old.dtype), self.view.slot, axis=2)
             for name, old in self.streams.items()
         }
         return LayerCache(streams, self.view)

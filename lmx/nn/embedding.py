@@ -8,6 +8,7 @@ from flax import nnx
 
 from lmx.nn.context import Context
 from lmx.nn.module import Part, dropout, parameter
+from lmx.sharding.rules import constrain
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class EmbeddingModule(nnx.Module):
         self.position = parameter(rngs, shape, ("position", "embed"), init) if spec.positions else None
 
     def __call__(self, tokens: jax.Array, context: Context) -> jax.Array:
-        x = self.table[...][tokens]
+        x = constrain(self.table[...], ("vocab", None))[tokens]
         if self.position is not None:
-            x = x + self.position[...][context.positions]
+            x = x + constrain(self.position[...], ("position", None))[context.positions]
         return dropout(x, self.spec.dropout, context.key)
 
 

@@ -94,8 +94,8 @@ class FaultCheck:
         if problems := self.problems():
             return "; ".join(problems)
         return (
-            f"after {len(self.outcomes)} faults the parameters, the optimizer's state and every logged number "
-            f"of {self.steps} steps equal those of the undisturbed run bit for bit"
+            f"after {len(self.outcomes)} faults the parameters, the optimizer's state and what was logged of all "
+            f"{self.steps} steps equal those of the undisturbed run bit for bit"
         )
 
     def verify(self) -> None:

@@ -36,14 +36,14 @@ class Numbers:
 
     Attributes:
       loss, grad_norm: of each step.
-      gradients: of each step, on the host.
+      gradient: of the first step, where all start from the same parameters, on the host.
       params: after the last step, on the host.
       memory: bytes that one device holds at the most during a step, as compiled.
     """
 
     loss: tuple[float, ...]
     grad_norm: tuple[float, ...]
-    gradients: tuple[Params, ...]
+    gradient: Params
     params: Params
     memory: int
 
@@ -55,7 +55,7 @@ class Trial:
     Attributes:
       loss, grad_norm: of each step.
       loss_difference, grad_norm_difference: the largest over the steps, relative.
-      gradient_difference: the largest of a leaf, the norm of the difference relative to the leaf's norm.
+      gradient_difference: the largest of a leaf in the first step: the difference's norm relative to the leaf's.
       gradient_leaf: that leaf.
       param_difference: the largest of any parameter after the last step, absolute.
       memory_bytes_per_device: of the compiled step.
@@ -220,22 +220,21 @@ def _numbers(experiment: Experiment, mesh: MeshConfig, start: Any, batches: Sequ
     placed = [jax.device_put(batch, sharding.named(BATCH)) for batch in batches]
     step = cast(Any, jit_step(experiment, sharding)).lower(state, placed[0]).compile()
     gradient = _jit_gradient(experiment, sharding, shardings.params)
-    metrics, grads = [], []
-    for index, batch in enumerate(placed):
-        grads.append(jax.device_get(gradient(state.params, batch, index)))
+    first, metrics = jax.device_get(gradient(state.params, placed[0])), []
+    for batch in placed:
         state, values = step(state, batch)
         metrics.append(jax.device_get(values))
     loss, norm = (tuple(float(m[name]) for m in metrics) for name in ("loss", "grad_norm"))
-    return Numbers(loss, norm, tuple(grads), jax.device_get(state.params), _memory(step))
+    return Numbers(loss, norm, first, jax.device_get(state.params), _memory(step))
 
 
 def _jit_gradient(experiment: Experiment, sharding: Sharding, params: Any) -> Callable[..., Params]:
-    def gradient(params: Params, batch: Any, step: jax.Array) -> Params:
-        key = jax.random.fold_in(jax.random.key(experiment.train.seed), step)
+    def gradient(params: Params, batch: Any) -> Params:
+        key = jax.random.fold_in(jax.random.key(experiment.train.seed), 0)
         with use_sharding(sharding):
             return gradients(experiment, params, batch, key)[0]
 
-    return jax.jit(gradient, in_shardings=(params, sharding.named(BATCH), None), out_shardings=params)
+    return jax.jit(gradient, in_shardings=(params, sharding.named(BATCH)), out_shardings=params)
 
 
 def _memory(compiled: Any) -> int:
@@ -246,9 +245,7 @@ def _memory(compiled: Any) -> int:
 
 
 def _compared(mesh: dict[str, int], numbers: Numbers, reference: Numbers) -> Trial:
-    pairs = zip(numbers.gradients, reference.gradients, strict=True)
-    leaves = [difference for pair in pairs for difference in _leaf_differences(*pair)]
-    gradient, leaf = max(leaves, key=_rank)
+    gradient, leaf = max(_leaf_differences(numbers.gradient, reference.gradient), key=_rank)
     both = zip(jax.tree.leaves(numbers.params), jax.tree.leaves(reference.params), strict=True)
     return Trial(
         mesh=mesh,

@@ -47,7 +47,8 @@ def compare(run: RunDir, now: dict[str, Any]) -> list[str]:
     if lost:
         raise UserError(
             f"the {lost[0]} of {run.path} was {before.get(lost[0])} and is now {now[lost[0]]}: the text or the "
-            f"tokenizer changed; restore them, or train in another --run-dir (with --init-from {run.path} to keep the weights)"
+            f"tokenizer changed; restore them, or train in another --run-dir (with --init-from {run.path} to keep the "
+            f"weights)"
         )
     return [
         f"{key} was {before.get(key)} and is now {now[key]}: losses agree up to rounding, not bit for bit"

@@ -185,9 +185,7 @@ def test_a_state_of_another_model_is_refused_by_name(tmp_path):
     target["params"]["layers"]["extra"] = jax.ShapeDtypeStruct((1,), jnp.float32)
     with (
         Checkpointer(tmp_path, CheckpointConfig()) as checkpointer,
-        pytest.raises(
-            UserError, match=r"layers/extra is missing; .*w is float32\[64,24\], expected float32\[32,24\]"
-        ),
+        pytest.raises(UserError, match=r"layers/extra is missing; .*w is float32\[64,24\], expected float32\[32,24\]"),
     ):
         checkpointer.restore(target)
 
@@ -209,9 +207,7 @@ def test_a_part_loads_alone(tmp_path):
     assert same(part.state, make_state(2)["params"])
     assert part.meta["step"] == 2
     wanted = abstract(make_state()["params"]["layers"])
-    assert same(
-        load_subtree(tmp_path, "params/layers", wanted, step=1).state, make_state(1)["params"]["layers"]
-    )
+    assert same(load_subtree(tmp_path, "params/layers", wanted, step=1).state, make_state(1)["params"]["layers"])
     assert load_subtree(tmp_path, "rows/1").state == 2
     with pytest.raises(UserError, match="no part 'ema'; its parts are: opt, params, rows"):
         load_subtree(tmp_path, "ema")

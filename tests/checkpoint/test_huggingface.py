@@ -66,9 +66,7 @@ def test_dtypes_are_kept_if_asked(golden, dtype):
     kept = import_tensors(golden.config, tensors, dtype=None)
     assert {a.dtype for a in jax.tree.leaves(kept)} == {np.dtype(dtype)}
     assert same(export_tensors(golden.config, kept), tensors)
-    assert {a.dtype for a in jax.tree.leaves(import_tensors(golden.config, tensors))} == {
-        np.dtype(np.float32)
-    }
+    assert {a.dtype for a in jax.tree.leaves(import_tensors(golden.config, tensors))} == {np.dtype(np.float32)}
 
 
 def test_import_inverts_export_of_fresh_parameters(golden):
@@ -85,9 +83,7 @@ def test_import_inverts_export_of_fresh_parameters(golden):
 def test_layers_of_several_segments_keep_their_numbers(llama):
     """Three segments, one of them a pattern of two blocks: 1 + 2 x 2 + 1 = 6 layers."""
     block = llama.spec.stack.segments[0].pattern[0]
-    stack = StackSpec(
-        (Segment((block,), 1), Segment((block, BlockSpec(block.sublayers)), 2), Segment((block,), 1))
-    )
+    stack = StackSpec((Segment((block,), 1), Segment((block, BlockSpec(block.sublayers)), 2), Segment((block,), 1)))
 
     class Patterned(Llama):
         def spec(self):
@@ -96,9 +92,7 @@ def test_layers_of_several_segments_keep_their_numbers(llama):
     config = Patterned(**vars(llama.config))
     one = {n: a for n, a in llama.tensors.items() if "layers." not in n}
     layer = {n: a for n, a in llama.tensors.items() if "layers.0." in n}
-    numbered = {
-        n.replace("layers.0.", f"layers.{i}."): np.full_like(a, i) for i in range(6) for n, a in layer.items()
-    }
+    numbered = {n.replace("layers.0.", f"layers.{i}."): np.full_like(a, i) for i in range(6) for n, a in layer.items()}
     params = import_tensors(config, one | numbered)
     layers = [
         params["stack"][f"segment_{s}"][f"block_{b}"]["mlp"]["up"]["kernel"][:, 0, 0].tolist()
@@ -144,5 +138,5 @@ def test_tensors_that_do_not_fit_are_named(llama, change, words):
 
 
 def test_a_long_list_is_cut(llama):
-    with pytest.raises(UserError, match="lacks model.embed_tokens.weight, .* and 18 more;"):
+    with pytest.raises(UserError, match=r"lacks model.embed_tokens.weight, .* and 18 more;"):
         import_tensors(llama.config, {})

@@ -23,9 +23,7 @@ def meshes() -> list[NamedSharding | None]:
     ]
     if len(devices) >= 4:
         grid = Mesh(devices[:4].reshape(2, 2), ("data", "sequence"))
-        found += [
-            NamedSharding(grid, PartitionSpec(*s)) for s in (("data", "sequence"), (None,), (None, "data"))
-        ]
+        found += [NamedSharding(grid, PartitionSpec(*s)) for s in (("data", "sequence"), (None,), (None, "data"))]
     return found
 
 

@@ -71,9 +71,7 @@ def test_preparing_again_reads_nothing(prepared: Prepared, monkeypatch: pytest.M
     assert again.fingerprint == prepared.fingerprint
 
 
-def test_copies_on_another_machine_have_the_same_fingerprint(
-    prepared: Prepared, corpus: Path, tmp_path: Path
-) -> None:
+def test_copies_on_another_machine_have_the_same_fingerprint(prepared: Prepared, corpus: Path, tmp_path: Path) -> None:
     shutil.copytree(corpus, tmp_path / "moved")
     moved = prepare(config_of(tmp_path / "moved", tmp_path / "cache"), progress=False)
     assert moved.fingerprint == prepared.fingerprint
@@ -145,9 +143,7 @@ prepare(config_of(Path(sys.argv[1]), Path(sys.argv[2])), progress=False)
 """
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_data(
-    prepared: Prepared, corpus: Path, tmp_path: Path
-) -> None:
+def test_killed_at_random_moments_it_ends_with_the_same_data(prepared: Prepared, corpus: Path, tmp_path: Path) -> None:
     rng = random.Random(0)
     for _ in range(4):
         command = [sys.executable, "-c", KILLED, str(corpus), str(tmp_path)]
@@ -214,9 +210,7 @@ def test_a_trained_tokenizer_changed_in_the_cache_is_refused(corpus: Path, tmp_p
         ({"tokenizer": TrainedBpe(vocab_size=9)}, "vocab_size is 9"),
     ],
 )
-def test_bad_configurations_are_refused(
-    changes: dict[str, object], message: str, corpus: Path, tmp_path: Path
-) -> None:
+def test_bad_configurations_are_refused(changes: dict[str, object], message: str, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         prepare(config_of(corpus, tmp_path, **changes), progress=False)
 

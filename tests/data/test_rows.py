@@ -99,9 +99,7 @@ def all_rows(data: Prepared) -> list[list[dict[str, np.ndarray]]]:
     from lmx.data.rows import build_row
 
     plans: list[Plan] = [data.plan(i, "train", LENGTH) for i in range(len(data.sources))]
-    return [
-        [build_row(s.tokens, p, i) for i in range(len(p))] for s, p in zip(data.sources, plans, strict=True)
-    ]
+    return [[build_row(s.tokens, p, i) for i in range(len(p))] for s, p in zip(data.sources, plans, strict=True)]
 
 
 def test_held_out_rows_are_finite_and_none_is_trained_on(mixture: Prepared) -> None:

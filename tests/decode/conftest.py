@@ -28,9 +28,7 @@ def config(tokenizer: TextTokenizer) -> Llama:
 def stacked(config: Llama, tokenizer: TextTokenizer) -> Params:
     """Random, lively (far from uniform), and fond of tokens that are ASCII text."""
     params = jax.tree.map(lambda a: a * 8 if a.ndim > 2 else a, init_params(config.spec(), jax.random.key(3)))
-    plain = np.array(
-        [tokenizer.decode([i]).isascii() and tokenizer.decode([i]) != "" for i in range(config.vocab)]
-    )
+    plain = np.array([tokenizer.decode([i]).isascii() and tokenizer.decode([i]) != "" for i in range(config.vocab)])
     keep = jnp.zeros(params["head"]["table"].shape[0]).at[: config.vocab].set(plain)
     params["embedding"]["table"] *= 50
     params["head"]["table"] *= 50 * keep[:, None]

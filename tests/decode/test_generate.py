@@ -47,17 +47,13 @@ def test_completions_are_as_long_as_asked(generator, tokenizer):
 
 
 def test_draws_depend_on_the_seed(generator):
-    one, same, other = (
-        completions(generator, ["the quick"], Sampling(), seeds=[seed])[0].tokens for seed in (5, 5, 6)
-    )
+    one, same, other = (completions(generator, ["the quick"], Sampling(), seeds=[seed])[0].tokens for seed in (5, 5, 6))
     assert one == same
     assert one != other
 
 
 def test_draws_do_not_depend_on_the_rest_of_the_batch(generator):
-    prompts = [
-        f"{word} {n}" for n in range(8) for word in ("the", "quick brown fox", "dog", "sing in the garden")
-    ]
+    prompts = [f"{word} {n}" for n in range(8) for word in ("the", "quick brown fox", "dog", "sing in the garden")]
     together = completions(generator, prompts, Sampling(), 12)
     order = np.random.default_rng(0).permutation(len(prompts)).reshape(-1, 8).tolist()
     apart = {
@@ -94,14 +90,11 @@ def test_a_stop_token_ends_its_row_only(generator, tokenizer, greedy):
     assert ended[1].finish_reason == "length"
 
 
-def streamed(generator, chunk, stop=(), sampling=GREEDY):
-    """Each prompt's pieces of text, and the rows."""
-    pieces, rows = [], []
-    for rows, news in generator.stream(
-        PROMPTS, max_new_tokens=NEW, sampling=sampling, seeds=range(4), stop=stop, chunk=chunk
-    ):
-        pieces.append(news)
-    return ["".join(p) for p in zip(*pieces, strict=True)], rows
+def streamed(generator, chunk, stop=()):
+    """The text that each prompt gained, all pieces together, and the rows."""
+    options = {"max_new_tokens": NEW, "sampling": GREEDY, "seeds": range(4), "stop": stop, "chunk": chunk}
+    rows, pieces = zip(*generator.stream(PROMPTS, **options), strict=True)
+    return ["".join(p) for p in zip(*pieces, strict=True)], rows[-1]
 
 
 @pytest.mark.parametrize("chunk", [1, 5])

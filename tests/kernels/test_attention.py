@@ -71,7 +71,9 @@ def attend(request, monkeypatch):
             "key_segments": within,
         }
         options |= {"mask": mask, "itself": request.param != "dense"}
-        return jax.jit(lambda q, k, v: kernel.attention(q, k, v, **options))(query, key, value)
+        heads_first = lambda x: jnp.swapaxes(x, 1, 2)  # noqa: E731
+        attention = jax.jit(lambda q, k, v: kernel.attention(q, heads_first(k), heads_first(v), **options))
+        return attention(query, key, value)
 
     return run
 
@@ -96,9 +98,7 @@ def test_bfloat16_is_near(attend):
     arrays = drawn(4, 2, jnp.bfloat16)
     got = attend(*arrays, Causal())
     assert got.dtype == jnp.bfloat16
-    np.testing.assert_allclose(
-        np.asarray(got, np.float32)[REAL], reference(*arrays, Causal())[REAL], atol=0.03
-    )
+    np.testing.assert_allclose(np.asarray(got, np.float32)[REAL], reference(*arrays, Causal())[REAL], atol=0.03)
 
 
 def test_padding_keys_are_never_seen(attend):
@@ -126,9 +126,7 @@ def test_gradients_equal_central_differences(attend, mask):
     gradients = jax.jit(jax.grad(lambda *a: (attend(*a, mask) * weights).sum(), (0, 1, 2)))(*arrays)
     for _ in range(4):
         directions = [rng.normal(size=a.shape) for a in arrays]
-        ends = [
-            [np.float64(a) + s * d for a, d in zip(arrays, directions, strict=True)] for s in (1e-5, -1e-5)
-        ]
+        ends = [[np.float64(a) + s * d for a, d in zip(arrays, directions, strict=True)] for s in (1e-5, -1e-5)]
         up, down = ((reference(*end, mask) * weights).sum() for end in ends)
         slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
         assert slope == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-4)

@@ -61,18 +61,14 @@ def chunk_rows(request, monkeypatch):
 def test_sums_equal_float64_reference(shape):
     arrays = drawn()
     got = jax.jit(lambda *a: vocabulary_loss(*a, shape))(*arrays)
-    np.testing.assert_allclose(
-        [got.total, got.nll, got.weight, got.correct], reference(*arrays, shape), rtol=1e-6
-    )
+    np.testing.assert_allclose([got.total, got.nll, got.weight, got.correct], reference(*arrays, shape), rtol=1e-6)
 
 
 @pytest.mark.usefixtures("chunk_rows")
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_gradients_equal_central_differences(shape):
     hidden, table, targets, weights = drawn()
-    got = jax.grad(lambda h, t: 3 * vocabulary_loss(h, t, targets, weights, shape).total, (0, 1))(
-        hidden, table
-    )
+    got = jax.grad(lambda h, t: 3 * vocabulary_loss(h, t, targets, weights, shape).total, (0, 1))(hidden, table)
     by_hidden = slopes(lambda h: 3 * reference(h, table, targets, weights, shape)[0], hidden)
     by_table = slopes(lambda t: 3 * reference(hidden, t, targets, weights, shape)[0], table)
     np.testing.assert_allclose(got[0], by_hidden, atol=2e-5)

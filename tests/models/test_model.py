@@ -24,9 +24,7 @@ def full(golden):
 
 
 def test_unrolled_equals_scanned(golden, full):
-    unrolled = forward(
-        golden, unstack_layers(golden.spec, golden.params), Inputs.whole(jnp.asarray(golden.tokens))
-    )
+    unrolled = forward(golden, unstack_layers(golden.spec, golden.params), Inputs.whole(jnp.asarray(golden.tokens)))
     np.testing.assert_allclose(unrolled, full, **TIGHT)
 
 
@@ -112,10 +110,10 @@ def test_dropout_is_off_without_a_key(dropping, gpt2):
     assert np.abs(dropping(jax.random.key(1)) - plain).max() > 0.1
 
 
-def test_fresh_parameters(golden):
-    init = jax.jit(functools.partial(init_params, golden.spec))
+def test_fresh_parameters(llama):
+    init = jax.jit(functools.partial(init_params, llama.spec))
     params, again, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda s: s.shape, param_shapes(golden.spec))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda s: s.shape, param_shapes(llama.spec))
     kernels = [p["stack"]["segment_0"]["block_0"]["mlp"]["up"]["kernel"] for p in (params, again, other)]
     assert np.array_equal(kernels[0], kernels[1])
     assert not np.array_equal(kernels[0], kernels[2])

@@ -21,9 +21,7 @@ def test_options_that_a_family_does_not_compute():
     config = {"model_type": "gpt2", "n_embd": 8, "activation_function": "relu"}
     assert required(config, "n_embd") == 8
     only(config, n_embd=8, absent=True)
-    with pytest.raises(
-        UserError, match="sets activation_function to 'relu'; gpt2 is supported with 'gelu_new' only"
-    ):
+    with pytest.raises(UserError, match="sets activation_function to 'relu'; gpt2 is supported with 'gelu_new' only"):
         only(config, activation_function="gelu_new")
     with pytest.raises(UserError, match="lacks 'n_head', which a gpt2 needs"):
         required(config, "n_head")

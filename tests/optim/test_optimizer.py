@@ -37,9 +37,7 @@ def reference(optimizer: AdamW, steps: int) -> dict:
             g = np.asarray(g, np.float64)
             m[name] = optimizer.b1 * m[name] + (1 - optimizer.b1) * g
             v[name] = optimizer.b2 * v[name] + (1 - optimizer.b2) * g**2
-            step = (
-                m[name] / (1 - optimizer.b1**t) / (np.sqrt(v[name] / (1 - optimizer.b2**t)) + optimizer.eps)
-            )
+            step = m[name] / (1 - optimizer.b1**t) / (np.sqrt(v[name] / (1 - optimizer.b2**t)) + optimizer.eps)
             decay = 0 if name == "bias" else optimizer.weight_decay
             params[name] = params[name] - RATE * (step + decay * params[name])
     return params

@@ -41,9 +41,7 @@ def test_known_panels_first_then_any_other_number():
     assert [p.key for p in found] == ["loss", "step_seconds", "router_loss", "zebra"]
 
 
-@pytest.mark.parametrize(
-    "values", [[3.0], [3.0, 2.0], [np.nan] * 3, list(9 / np.arange(1, 500)), [1e-9, 1e9, 0.0]]
-)
+@pytest.mark.parametrize("values", [[3.0], [3.0, 2.0], [np.nan] * 3, list(9 / np.arange(1, 500)), [1e-9, 1e9, 0.0]])
 def test_draws_whatever_was_logged(values):
     for panel in curves.PANELS:
         svg = curves.draw(panel, [run(**{panel.key: values}), run(other=values)])

@@ -30,9 +30,7 @@ def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path):
 
 
 def test_a_step_that_was_logged_twice_counts_as_logged_last(tmp_path):
-    run = read_run(
-        write(tmp_path, '{"step": 2, "loss": 9}', '{"step": 1, "loss": 4}', '{"step": 2, "loss": 3}')
-    )
+    run = read_run(write(tmp_path, '{"step": 2, "loss": 9}', '{"step": 1, "loss": 4}', '{"step": 2, "loss": 3}'))
     assert run.series["loss"].values.tolist() == [4, 3]
 
 

@@ -41,9 +41,7 @@ GOOD = Outcome("SIGKILL", False, step=44, exit_code=-9, damage="", expected=40, 
         (GOOD, ("loss of step 3 is 1.0, undisturbed 2.0", "ema/x differs"), "loss of step 3 .*and 1 more"),
     ],
 )
-def test_whatever_is_wrong_fails_the_check(
-    outcome: Outcome, different: tuple[str, ...], message: str
-) -> None:
+def test_whatever_is_wrong_fails_the_check(outcome: Outcome, different: tuple[str, ...], message: str) -> None:
     checked = FaultCheck(STEPS, (GOOD, outcome), different)
     assert not checked.data()["same"]
     with pytest.raises(LmxError, match=message):

@@ -35,9 +35,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     for index in range(40):
-        words = rng.choice(
-            ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "dogs", "run", "by"], size=30
-        )
+        words = rng.choice(["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "dogs", "run", "by"], size=30)
         (directory / f"{index:02}.txt").write_text(" ".join(words))
     return directory
 
@@ -167,9 +165,7 @@ def test_a_finished_run_started_again_changes_nothing(tiny: Experiment, finished
     assert summary["eval_loss"] == finished[1]["eval_loss"]
 
 
-def test_a_run_killed_before_its_summary_still_gets_one(
-    tiny: Experiment, finished: Any, copy: RunDir
-) -> None:
+def test_a_run_killed_before_its_summary_still_gets_one(tiny: Experiment, finished: Any, copy: RunDir) -> None:
     copy.summary.unlink()
     summary = train(tiny, copy.path)
     kept = ("steps", "tokens", "loss", "eval_loss", "eval_bits_per_byte")
@@ -249,9 +245,7 @@ def test_a_second_trainer_of_the_same_run_is_refused(tiny: Experiment, copy: Run
         train(tiny, copy.path)
 
 
-def test_init_from_takes_the_averaged_weights_and_nothing_else(
-    tiny: Experiment, finished: Any, fresh: RunDir
-) -> None:
+def test_init_from_takes_the_averaged_weights_and_nothing_else(tiny: Experiment, finished: Any, fresh: RunDir) -> None:
     still = replace(tiny, schedule=Schedule(peak=0.0, warmup=0), init_from=str(finished[0].path))
     summary = train(changed(still, "train", steps=1), fresh.path)
     assert summary["steps"] == 1

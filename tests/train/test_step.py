@@ -16,7 +16,7 @@ from lmx.optim.schedule import Schedule
 from lmx.sharding.mesh import MeshConfig, build_mesh
 from lmx.sharding.rules import Sharding
 from lmx.train.state import TrainState, init_state, state_shardings
-from lmx.train.step import gradients, jit_step, train_step
+from lmx.train.step import jit_step, train_step
 
 BATCH, LENGTH = 8, 16
 LLAMA = Llama(
@@ -48,9 +48,7 @@ def batch_of(seed: int, vocab: int = 203) -> dict[str, jax.Array]:
     tokens = rng.integers(0, vocab, (BATCH, LENGTH + 1)).astype(np.int32)
     columns, ends = np.arange(LENGTH)[None], np.linspace(2, LENGTH, BATCH).astype(int)[:, None]
     segments = np.where(columns < ends // 2, 1, np.where(columns < ends, 2, 0)).astype(np.int32)
-    positions = np.where(segments == 2, columns - ends // 2, np.where(segments == 1, columns, 0)).astype(
-        np.int32
-    )
+    positions = np.where(segments == 2, columns - ends // 2, np.where(segments == 1, columns, 0)).astype(np.int32)
     arrays = {
         "tokens": tokens[:, :-1],
         "targets": tokens[:, 1:],
@@ -65,11 +63,15 @@ def sharding_of(experiment: Experiment, sizes: tuple[int, int, int] = (1, 1, 1))
     return Sharding(build_mesh(MeshConfig(*sizes), devices), experiment.rules)
 
 
-def start(experiment: Experiment, sharding: Sharding, seed: int = 0) -> TrainState:
-    init = jax.jit(
-        functools.partial(init_state, experiment), out_shardings=state_shardings(experiment, sharding)
-    )
-    return init(jax.random.key(seed))
+@functools.cache
+def fresh(experiment: Experiment) -> TrainState:
+    """The first state, on the host."""
+    return jax.device_get(jax.jit(functools.partial(init_state, experiment))(jax.random.key(0)))
+
+
+def start(experiment: Experiment, sharding: Sharding) -> TrainState:
+    state = fresh(replace(BASE, model=experiment.model))
+    return jax.device_put(state, state_shardings(experiment, sharding))
 
 
 def run(experiment: Experiment, steps: int = 2, sizes: tuple[int, int, int] = (1, 1, 1)):
@@ -98,21 +100,22 @@ def test_accumulation_equals_the_whole_batch(whole):
     assert_close(metrics, whole[1], rtol=1e-5)
 
 
-def test_every_target_weighs_the_same():
+def test_every_target_weighs_the_same(whole):
     """The loss is a mean over targets, not over rows, whose numbers of targets differ."""
-    params, batch = init_state(BASE, jax.random.key(0)).params, batch_of(0)
-    total, weight = 0.0, 0.0
-    for row in range(BATCH):
-        sums = BASE.objective.loss(LLAMA.spec(), params, jax.tree.map(lambda a, r=row: a[r : r + 1], batch))
-        total, weight = total + float(sums.total), weight + float(sums.weight)
-    assert weight == float((batch["segment_ids"] > 0).sum())
-    _, sums = gradients(changed(accumulate=2), params, batch, None)
-    assert float(sums.total / sums.weight) == pytest.approx(total / weight, rel=1e-5)
+    loss = jax.jit(functools.partial(BASE.objective.loss, LLAMA.spec()))
+    rows = [jax.tree.map(lambda a, r=row: a[r : r + 1], batch_of(0)) for row in range(BATCH)]
+    sums = [loss(fresh(BASE).params, row) for row in rows]
+    targets = sum(float(s.weight) for s in sums)
+    assert targets == whole[1][0]["targets"] == float((batch_of(0)["segment_ids"] > 0).sum())
+    assert sum(float(s.total) for s in sums) / targets == pytest.approx(whole[1][0]["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)], ids=str)
-def test_eight_devices_equal_one(whole, sizes):
-    state, metrics = run(BASE, sizes=sizes)
+MESHES = [((8, 1, 1), 1), ((1, 8, 1), 1), ((2, 2, 2), 2), ((1, 2, 4), 1)]
+
+
+@pytest.mark.parametrize(("sizes", "accumulate"), MESHES, ids=str)
+def test_eight_devices_equal_one(whole, sizes, accumulate):
+    state, metrics = run(changed(accumulate=accumulate), sizes=sizes)
     for ours, one in zip(metrics, whole[1], strict=True):
         for name in ("loss", "nll", "grad_norm"):
             assert ours[name] == pytest.approx(one[name], rel=1e-5)
@@ -120,17 +123,11 @@ def test_eight_devices_equal_one(whole, sizes):
     assert_close(state.params, whole[0].params, atol=1e-5, rtol=0)
 
 
-def test_accumulation_on_a_mesh(whole):
-    state, metrics = run(changed(accumulate=2), sizes=(2, 2, 2))
-    assert metrics[1]["loss"] == pytest.approx(whole[1][1]["loss"], rel=1e-5)
-    assert_close(state.params, whole[0].params, atol=1e-5, rtol=0)
-
-
 def test_dropout_on_a_mesh_equals_one_device():
-    gpt2 = replace(changed(), model=Gpt2(vocab=203, context=LENGTH, layers=2, width=32, heads=4, dropout=0.2))
-    (_, one), (_, many) = run(gpt2), run(gpt2, sizes=(2, 2, 2))
-    assert many[1]["loss"] == pytest.approx(one[1]["loss"], rel=1e-5)
-    assert one[0]["loss"] != pytest.approx(run(gpt2, 1)[1][0]["nll"], rel=1e-7)
+    gpt2 = Gpt2(vocab=203, context=LENGTH, layers=1, width=32, heads=4, dropout=0.2)
+    (_, one), (_, many) = (run(replace(BASE, model=gpt2), 1, sizes) for sizes in ((1, 1, 1), (2, 2, 2)))
+    assert many[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-5)
+    assert many[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-5)
 
 
 def test_parameters_are_cut_by_the_rules():
@@ -166,18 +163,37 @@ def test_clipping_scales_to_the_norm(whole):
     assert metrics[0]["grad_norm"] == pytest.approx(whole[1][0]["grad_norm"], rel=1e-5)
     assert metrics[0]["grad_norm"] > 10 * clip
     assert float(optax.global_norm(adam(state).mu)) == pytest.approx(clip * (1 - AdamW().b1), rel=1e-5)
-    unclipped, _ = run(replace(BASE, optimizer=AdamW(clip_norm=0)), 1)
-    norm = float(optax.global_norm(adam(unclipped).mu)) / (1 - AdamW().b1)
-    assert norm == pytest.approx(metrics[0]["grad_norm"], rel=1e-5)
 
 
-def test_a_bad_gradient_skips_the_update_and_counts():
-    experiment = changed(ema=0.9)
-    step = jax.jit(functools.partial(train_step, experiment))
-    good, batch = init_state(experiment, jax.random.key(0)), batch_of(0)
-    scale = good.params["final_norm"]["scale"]
+DECAY = 0.75
+
+
+@pytest.fixture(scope="module")
+def averaging():
+    """A first state and a step with an average of the parameters."""
+    state = jax.tree.map(jnp.asarray, fresh(BASE))
+    return replace(state, ema=state.params), jax.jit(functools.partial(train_step, changed(ema=DECAY)))
+
+
+def test_the_average_of_the_parameters(averaging, whole):
+    first, step = averaging
+    second, _ = step(first, batch_of(0))
+    third, _ = step(second, batch_of(1))
+    expected = jax.tree.map(
+        lambda a, b, c: DECAY * (DECAY * a + (1 - DECAY) * b) + (1 - DECAY) * c,
+        *(state.params for state in (first, second, third)),
+    )
+    assert_close(third.ema, expected, atol=1e-7)
+    assert third.for_eval is third.ema
+    assert whole[0].ema == {}
+    assert whole[0].for_eval is whole[0].params
+
+
+def test_a_bad_gradient_skips_the_update_and_counts(averaging):
+    good, step = averaging
+    batch, scale = batch_of(0), good.params["final_norm"]["scale"]
     bad = replace(good, params={**good.params, "final_norm": {"scale": scale.at[0].set(jnp.nan)}})
-    after, metrics = step(*step(bad, batch)[:1], batch)
+    after, metrics = step(step(bad, batch)[0], batch)
     for name in ("params", "optimizer", "ema"):
         jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(bad, name))
     assert [int(x) for x in (after.step, after.skipped, after.skipped_in_a_row)] == [2, 2, 2]
@@ -186,20 +202,6 @@ def test_a_bad_gradient_skips_the_update_and_counts():
     assert [int(x) for x in (well.step, well.skipped, well.skipped_in_a_row)] == [3, 2, 0]
     assert np.isfinite(metrics["grad_norm"])
     assert np.any(well.params["embedding"]["table"] != good.params["embedding"]["table"])
-
-
-def test_the_average_of_the_parameters(whole):
-    decay = 0.75
-    state, _ = run(changed(ema=decay))
-    first = jax.device_get(init_state(BASE, jax.random.key(0)).params)
-    second = run(BASE, 1)[0].params
-    expected = jax.tree.map(
-        lambda a, b, c: decay * (decay * a + (1 - decay) * b) + (1 - decay) * c, first, second, state.params
-    )
-    assert_close(state.ema, expected, atol=1e-7)
-    assert state.for_eval is state.ema
-    assert whole[0].ema == {}
-    assert whole[0].for_eval is whole[0].params
 
 
 def test_bfloat16_compute_is_near_and_keeps_float32_parameters(whole):
@@ -211,12 +213,10 @@ def test_bfloat16_compute_is_near_and_keeps_float32_parameters(whole):
 
 
 def test_training_lowers_the_loss():
-    experiment = replace(BASE, schedule=Schedule(peak=1e-2, warmup=2, shape="constant"))
-    sharding = sharding_of(experiment)
-    step, state = jit_step(experiment, sharding), start(experiment, sharding)
-    losses = []
-    for _ in range(20):
+    sharding = sharding_of(BASE)
+    step, state, losses = jit_step(BASE, sharding), start(BASE, sharding), []
+    for _ in range(60):
         state, metrics = step(state, batch_of(0))
         losses.append(float(metrics["nll"]))
     assert losses[0] == pytest.approx(np.log(203), rel=0.02)
-    assert losses[-1] < losses[0] / 2
+    assert losses[-1] < losses[0] - 2
