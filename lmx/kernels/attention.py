@@ -143,7 +143,9 @@ def _blocked_backward(mask: Mask, residuals: Any, d_mixed: jax.Array) -> Any:
     d_key, d_value = (jnp.zeros((*k.shape[:2], k.shape[3], k.shape[2]), jnp.float32) for _ in range(2))
     for block in _blocks(mask, query.shape[1]):
         rows, columns = block
-        p = jnp.exp(_scores(mask, q, k, at, within, block) - normaliser[:, :, :, rows])
+        scores = _scores(mask, q, k, at, within, block)
+        # A row that sees nothing (padding) has no probabilities to take gradients of.
+        p = jnp.where(scores > MASKED, jnp.exp(scores - normaliser[:, :, :, rows]), 0)
         do = d_out[:, :, :, rows]
         dp = jnp.einsum("bkgqd,bksd->bkgqs", do, v[:, :, columns], preferred_element_type=jnp.float32)
         ds = (p * (dp - delta[:, :, :, rows])).astype(q.dtype)
@@ -158,7 +160,9 @@ def _blocked_backward(mask: Mask, residuals: Any, d_mixed: jax.Array) -> Any:
 def _over_queries(x: jax.Array, weights: jax.Array) -> jax.Array:
     """[batch, kv_heads, group, query, d], [batch, kv_heads, group, query, key] -> float32 [batch, kv_heads, d, key]."""
     dims = (((2, 3), (2, 3)), ((0, 1), (0, 1)))
-    return jax.lax.dot_general(x, weights, dims, preferred_element_type=jnp.float32)
+    product = jax.lax.dot_general(x, weights, dims, preferred_element_type=jnp.float32)
+    # XLA:CPU has no bfloat16 product into float32 with the transposition that follows folded in.
+    return jax.lax.optimization_barrier(product)
 
 
 _blocked.defvjp(cast(Any, _blocked_forward), cast(Any, _blocked_backward))

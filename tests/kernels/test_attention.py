@@ -101,6 +101,15 @@ def test_bfloat16_is_near(attend):
     np.testing.assert_allclose(np.asarray(got, np.float32)[REAL], reference(*arrays, Causal())[REAL], atol=0.03)
 
 
+def test_bfloat16_gradients_are_near(attend):
+    arrays = drawn(4, 2)
+    loss = lambda *a: jnp.where(REAL[:, :, None, None], attend(*a, Causal()), 0).astype(jnp.float32).sum()  # noqa: E731
+    exact = jax.grad(loss, (0, 1, 2))(*arrays)
+    for low, high in zip(jax.grad(loss, (0, 1, 2))(*drawn(4, 2, jnp.bfloat16)), exact, strict=True):
+        assert low.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(low, np.float32), high, atol=0.05)
+
+
 def test_padding_keys_are_never_seen(attend):
     query, key, value = drawn(4, 2)
     padding = jnp.asarray(~REAL)[:, :, None, None]
