@@ -44,8 +44,8 @@ def attention(
 
     Args:
       query: [batch, query_length, heads, head_dim].
-      key: [batch, kv_heads, key_length, head_dim], heads first, as caches keep it: no step of decoding transposes
-        it. ``heads`` is a multiple of ``kv_heads``.
+      key: [batch, kv_heads, head_dim, key_length]: keys and values lie as the products take them and as caches keep
+        them, so that no step of decoding transposes a cache. ``heads`` is a multiple of ``kv_heads``.
       value: [batch, kv_heads, key_length, head_dim].
       mask: which positions see which, within a segment.
       query_positions: int32 [batch, query_length]; likewise key_positions [batch, key_length].
@@ -76,7 +76,7 @@ def _dense(
     query: jax.Array, key: jax.Array, value: jax.Array, seen: jax.Array, dropout: float, dropout_key: Any
 ) -> jax.Array:
     grouped = _heads_first(query, key.shape[1])
-    scores = jnp.einsum("bkgqd,bksd->bkgqs", grouped, key, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bkgqd,bkds->bkgqs", grouped, key, preferred_element_type=jnp.float32)
     probabilities = jax.nn.softmax(jnp.where(seen[:, None, None], scores, MASKED), axis=-1)
     if dropout:
         kept = jax.random.bernoulli(dropout_key, 1 - dropout, probabilities.shape)
@@ -107,7 +107,7 @@ def _scores(mask: Mask, query: jax.Array, key: jax.Array, at: Any, within: Any, 
     """Float32 masked scores of one block [batch, kv_heads, group, query, key]."""
     rows, columns = block
     scores = jnp.einsum(
-        "bkgqd,bksd->bkgqs", query[:, :, :, rows], key[:, :, columns], preferred_element_type=jnp.float32
+        "bkgqd,bkds->bkgqs", query[:, :, :, rows], key[..., columns], preferred_element_type=jnp.float32
     )
     seen = _seen(mask, at[:, rows], at[:, columns], within[:, rows], within[:, columns])
     return jnp.where(seen[:, None, None], scores, MASKED)
@@ -140,7 +140,7 @@ def _blocked_backward(mask: Mask, residuals: Any, d_mixed: jax.Array) -> Any:
     q, out, d_out = (_heads_first(x, k.shape[1]) for x in (query, mixed, d_mixed))
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
     d_queries = []
-    d_key, d_value = (jnp.zeros((*k.shape[:2], k.shape[3], k.shape[2]), jnp.float32) for _ in range(2))
+    d_key, d_value = (jnp.zeros(k.shape, jnp.float32) for _ in range(2))
     for block in _blocks(mask, query.shape[1]):
         rows, columns = block
         scores = _scores(mask, q, k, at, within, block)
@@ -149,12 +149,11 @@ def _blocked_backward(mask: Mask, residuals: Any, d_mixed: jax.Array) -> Any:
         do = d_out[:, :, :, rows]
         dp = jnp.einsum("bkgqd,bksd->bkgqs", do, v[:, :, columns], preferred_element_type=jnp.float32)
         ds = (p * (dp - delta[:, :, :, rows])).astype(q.dtype)
-        d_queries.append(jnp.einsum("bkgqs,bksd->bkgqd", ds, k[:, :, columns]))
+        d_queries.append(jnp.einsum("bkgqs,bkds->bkgqd", ds, k[..., columns]))
         d_value = d_value.at[..., columns].add(_over_queries(do, p.astype(do.dtype)))
         d_key = d_key.at[..., columns].add(_over_queries(q[:, :, :, rows], ds))
     d_query = _heads_last(jnp.concatenate(d_queries, axis=3)).astype(query.dtype)
-    d_key, d_value = (d.swapaxes(2, 3) for d in (d_key, d_value))
-    return d_query, d_key.astype(k.dtype), d_value.astype(v.dtype), None, None
+    return d_query, d_key.astype(k.dtype), d_value.swapaxes(2, 3).astype(v.dtype), None, None
 
 
 def _over_queries(x: jax.Array, weights: jax.Array) -> jax.Array:

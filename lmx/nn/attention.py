@@ -16,7 +16,8 @@ from lmx.nn.sublayer import Sublayer
 from lmx.sharding.rules import constrain
 
 HEADS = ("act_batch", "act_length", "act_heads", None)
-KV_HEADS = ("act_batch", "act_kv_heads", "act_length", None)
+KEYS = ("act_batch", "act_kv_heads", None, "act_length")
+VALUES = ("act_batch", "act_kv_heads", "act_length", None)
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class SelfAttention(Sublayer):
 
     def cache_streams(self, batch: int, slots: int) -> dict[str, tuple[int, ...]]:
         """The shapes of the key and value streams."""
-        shape = (batch, self.kv_heads, slots, self.head_dim)
-        return {"key": shape, "value": shape}
+        heads = (batch, self.kv_heads)
+        return {"key": (*heads, self.head_dim, slots), "value": (*heads, slots, self.head_dim)}
 
 
 class SelfAttentionModule(nnx.Module):
@@ -67,10 +68,10 @@ class SelfAttentionModule(nnx.Module):
         if spec.rope is not None:
             query = spec.rope.rotate(query, context.positions)
             key = spec.rope.rotate(key, context.positions)
-        key, value = (constrain(a.swapaxes(1, 2), KV_HEADS) for a in (key, value))
+        key, value = constrain(key.transpose(0, 2, 3, 1), KEYS), constrain(value.swapaxes(1, 2), VALUES)
         cache, key_positions, key_segments = None, context.positions, context.segments
         if context.cache is not None:
-            cache = context.cache.write(key=key, value=value)
+            cache = context.cache.write("key", key, axis=3).write("value", value, axis=2)
             key, value = cache.streams["key"].astype(x.dtype), cache.streams["value"].astype(x.dtype)
             key_positions, key_segments = cache.view.positions, cache.view.segments
         mixed = attention(

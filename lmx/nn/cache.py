@@ -13,19 +13,17 @@ Streams = dict[str, dict[str, jax.Array]]
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["streams", "view"], meta_fields=[])
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's cache: ``streams`` maps a name ("key", "value") to [batch, heads, slots, head_dim], heads first so
-    that no step of decoding transposes it; ``view`` says where we are."""
+    """One layer's cache: ``streams`` maps a name ("key", "value") to its array; ``view`` says where we are."""
 
     streams: dict[str, jax.Array]
     view: "CacheView"
 
-    def write(self, **new: jax.Array) -> "LayerCache":
-        """Writes each stream's new entries [batch, heads, length, head_dim] at the view's slot."""
-        streams = {
-            name: jax.lax.dynamic_update_slice_in_dim(old, new[name].astype(old.dtype), self.view.slot, axis=2)
-            for name, old in self.streams.items()
-        }
-        return LayerCache(streams, self.view)
+    def write(self, name: str, new: jax.Array, axis: int) -> "LayerCache":
+        """Writes new entries of one stream at the view's slot along ``axis``; its other axes are whole."""
+        old = self.streams[name]
+        written = jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.view.slot, axis)
+        # Without the barrier XLA:CPU writes into two copies of the stream, one to keep and one to read, every step.
+        return LayerCache({**self.streams, name: jax.lax.optimization_barrier(written)}, self.view)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["positions", "segments", "slot"], meta_fields=[])

@@ -71,9 +71,8 @@ def attend(request, monkeypatch):
             "key_segments": within,
         }
         options |= {"mask": mask, "itself": request.param != "dense"}
-        heads_first = lambda x: jnp.swapaxes(x, 1, 2)  # noqa: E731
-        attention = jax.jit(lambda q, k, v: kernel.attention(q, heads_first(k), heads_first(v), **options))
-        return attention(query, key, value)
+        keys, values = (lambda x: x.transpose(0, 2, 3, 1)), (lambda x: x.swapaxes(1, 2))
+        return jax.jit(lambda q, k, v: kernel.attention(q, keys(k), values(v), **options))(query, key, value)
 
     return run
 
