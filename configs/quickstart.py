@@ -30,10 +30,10 @@ def quickstart() -> Experiment:
         ),
         data=DataConfig(tokenizer=TrainedBpe(vocab_size=4096)),
         optimizer=AdamW(weight_decay=0.05),
-        schedule=Schedule(peak=4e-3, warmup=30, final=0.05),
-        train=TrainConfig(steps=400, batch=8, length=256, remat="none"),
-        eval=EvalConfig(every=200, rows=64, xz=True),
-        sample=SampleConfig(every=200, prompts=("def ", "import ", "class "), tokens=96),
+        schedule=Schedule(peak=3e-3, warmup=40, final=0.05),
+        train=TrainConfig(steps=380, batch=4, length=256, remat="none"),
+        eval=EvalConfig(every=95, rows=64, xz=True),
+        sample=SampleConfig(every=190, prompts=("def ", "import ", "class "), tokens=96),
     )
 
 

@@ -84,12 +84,14 @@ class Loop:
             self.log.close()
 
     def _steps(self, state: TrainState, start: int, loader: Loader) -> TrainState:
-        compiled = jit_step(self.experiment, self.sharding)
+        compiled: Any = None
         self.batches: dict[int, Any] = {}
         self.stop.graceful = True
         for step in range(start, start if self.early.stopped else self.experiment.train.steps):
             batch = next(loader)
             self.batches = {k: v for k, v in self.batches.items() if k == step - 1} | {step: batch}
+            if compiled is None:
+                compiled = self._compiled(state, batch)
             if self.profile:
                 self.profile.before(step + 1)
             state, metrics = compiled(state, batch)
@@ -99,6 +101,14 @@ class Loop:
             if self._between(step + 1, state):
                 break
         return state
+
+    def _compiled(self, state: TrainState, batch: Any) -> Any:
+        """The compiled step; its compilation is not part of the first step's time."""
+        began = time.perf_counter()
+        compiled = jit_step(self.experiment, self.sharding).lower(state, batch).compile()
+        self.display.say(f"compiled in {time.perf_counter() - began:.1f} s")
+        self.recorder.clock.restart()
+        return compiled
 
     def _between(self, done: int, state: TrainState) -> bool:
         """Evaluates, samples and saves what is due after ``done`` steps; whether training ends here."""
