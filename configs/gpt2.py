@@ -1,6 +1,6 @@
 """GPT-2 (Radford et al. 2019) in its four sizes, trained on the Python standard library unless told otherwise.
 
-lmx train configs/gpt2.py:gpt2_124m --data.sources.0.files "texts/*.jsonl"    (after setting data to LocalFiles)
+lmx train configs/gpt2.py:gpt2_124m --train.batch 8 --train.accumulate 2
 lmx bench train configs/gpt2.py:gpt2_124m --batch 4 --length 512 --steps 10
 """
 

@@ -139,8 +139,12 @@ class RunDir:
 
     @property
     def checkpoints(self) -> Path:
-        """The directory of the checkpoints."""
+        """Where the checkpoints lie unless the configuration says otherwise."""
         return self.path / "checkpoints"
+
+    def checkpoints_of(self, experiment: Experiment) -> str:
+        """Where the run's checkpoints lie: a path, or an object store's address."""
+        return experiment.checkpoint.directory or str(self.checkpoints)
 
     @property
     def metrics(self) -> Path:

@@ -10,6 +10,8 @@ from lmx.errors import UserError
 class CheckpointConfig:
     """When a run is saved, and which of its checkpoints stay."""
 
+    directory: str = ""
+    """Where checkpoints lie: a path, or an object store's address as gs://bucket/run; empty is RUN/checkpoints."""
     every: int = 500
     """Steps between checkpoints; 0 saves only at the end."""
     keep: int = 3

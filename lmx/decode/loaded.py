@@ -146,5 +146,5 @@ def load(path: str | os.PathLike[str], *, step: int | None = None) -> Model:
     run = RunDir(Path(path))
     experiment = run.load_experiment()
     part = "ema" if experiment.train.ema else "params"
-    restored = load_subtree(run.checkpoints, part, param_shapes(experiment.model.spec()), step)
+    restored = load_subtree(run.checkpoints_of(experiment), part, param_shapes(experiment.model.spec()), step)
     return Model(experiment, cast(Params, restored.state), load_tokenizer(run.tokenizer), restored.step)

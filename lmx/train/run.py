@@ -62,7 +62,7 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
         notes = compare(run, now)
         config.save(experiment, run.experiment)
         prepared.tokenizer.save(run.tokenizer)
-        with Checkpointer(run.checkpoints, experiment.checkpoint) as checkpointer:
+        with Checkpointer(run.checkpoints_of(experiment), experiment.checkpoint) as checkpointer:
             state, start, meta, more = start_state(experiment, sharding, checkpointer)
             write_json(run.fingerprint, now)
             write_json(run.data, prepared.stats(experiment.train.length))
@@ -103,8 +103,9 @@ def start_state(
     if not experiment.init_from:
         return state, 0, {}, []
     source = RunDir(Path(experiment.init_from))
-    part = "ema" if source.load_experiment().train.ema else "params"
-    weights = load_subtree(source.checkpoints, part, target.params)
+    trained = source.load_experiment()
+    part = "ema" if trained.train.ema else "params"
+    weights = load_subtree(source.checkpoints_of(trained), part, target.params)
     note = f"weights of {source.path} after step {weights.step}"
     state = _with_weights(state, weights.state)
     return state, 0, {}, [note]

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from etils import epath
+
 from lmx import config
 from lmx.errors import UserError
 from lmx.experiment import HARMLESS, Experiment, RunDir
@@ -27,7 +29,7 @@ def check_run(run: RunDir, experiment: Experiment, allowed: Sequence[str]) -> No
     if not run.experiment.exists():
         if any(p.name != LOCK for p in run.path.iterdir()):
             raise UserError(f"--run-dir {run.path} holds files but no run; choose an empty or a new directory")
-    elif run.checkpoints.exists():  # before the first checkpoint there is nothing to alter
+    elif epath.Path(run.checkpoints_of(run.load_experiment())).exists():  # before the first there is nothing to alter
         _refuse_changes(run, experiment, allowed)
 
 
