@@ -116,7 +116,8 @@ class Experiment:
 
 HARMLESS = (
     *("train.log_every", "train.max_skipped", "train.remat"),
-    *("eval", "sample", "checkpoint", "data.cache_dir", "mesh", "rules"),
+    *("eval", "sample", "data.cache_dir", "mesh", "rules"),
+    *("checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.asynchronous"),
 )
 """Parts that a resumed run may change: what is learned from which data does not depend on them, but for rounding."""
 
