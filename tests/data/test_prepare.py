@@ -153,6 +153,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_data(prepared: Prepared,
             time.sleep(rng.uniform(0.3, 1.0))
             child.send_signal(signal.SIGKILL)
     after = prepare(config_of(corpus, tmp_path), progress=False)
+    assert after.sources[0].documents.fingerprint == prepared.sources[0].documents.fingerprint
+    assert after.tokenizer.fingerprint == prepared.tokenizer.fingerprint
     assert after.fingerprint == prepared.fingerprint
     assert list(after.texts("train")) == list(prepared.texts("train"))
     assert [after.sources[0].tokens.stream(i, 0, 3).tolist() for i in range(80)] == [
