@@ -1,5 +1,6 @@
 """A TFDS builder that writes its shards in parts: in parallel, and resumable after any interruption."""
 
+import abc
 import os
 import shutil
 from collections.abc import Iterator
@@ -90,14 +91,14 @@ class DocumentsBuilder(dataset_builder.FileReaderBuilder):
         super().__init__(file_format="array_record", **kwargs)
 
     @classmethod
+    @abc.abstractmethod
     def spans(cls, source: Any) -> list[Span]:
         """The files of ``source``, in stretches that can be read apart, in order."""
-        raise NotImplementedError
 
     @classmethod
+    @abc.abstractmethod
     def records(cls, source: Any, span: Span) -> Iterator[dict[str, str] | None]:
         """The documents of a stretch, in order; None stands for one that was dropped."""
-        raise NotImplementedError
 
     @classmethod
     def features(cls) -> tfds.features.FeaturesDict:
