@@ -9,6 +9,7 @@ from dataclasses import replace
 from lmx.data.config import DataConfig, LocalFiles, TrainedBpe
 from lmx.experiment import EvalConfig, Experiment, SampleConfig, TrainConfig
 from lmx.models.families.llama import Llama
+from lmx.nn.position import Rope
 from lmx.optim.optimizer import AdamW
 from lmx.optim.schedule import Schedule
 
@@ -25,7 +26,7 @@ def quickstart() -> Experiment:
             kv_heads=2,
             head_dim=64,
             hidden=640,
-            rope_theta=10_000.0,
+            rope=Rope(10_000.0),
             tied=True,
         ),
         data=DataConfig(tokenizer=TrainedBpe(vocab_size=4096)),

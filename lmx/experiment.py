@@ -9,7 +9,7 @@ from lmx.checkpoint.config import CheckpointConfig
 from lmx.data.config import DataConfig
 from lmx.errors import UserError
 from lmx.models.config import ModelConfig
-from lmx.models.families import Gpt2
+from lmx.models.families.gpt2 import Gpt2
 from lmx.models.specs import Remat
 from lmx.objectives.next_token import NextToken
 from lmx.objectives.objective import Objective

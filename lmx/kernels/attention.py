@@ -8,13 +8,15 @@ memory grows with block x length and a causal mask costs little more than half o
 
 import functools
 import math
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lmx.kernels.masks import Mask
+from lmx.kernels.relative import Bias
 
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite, so that a row with nothing to see gives no NaN
 SAVED = "attention"
@@ -23,6 +25,30 @@ BLOCKS = 4
 """Blocks that a sequence is cut into: 4 leave 5/8 of a causal square, more save little and compile longer."""
 BLOCK_MINIMUM = 128
 BLOCK_MAXIMUM = 1024
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What becomes of scaled scores before the softmax."""
+
+    mask: Mask
+    softcap: float | None
+    bias: Bias | None
+
+    def changed(self, scores: jax.Array, table: Any, query_at: jax.Array, key_at: jax.Array) -> jax.Array:
+        """Float32 scores [batch, kv_heads, group, query, key] with the bias added, then capped."""
+        if self.bias is not None:
+            scores = scores + self.bias.scores(table, query_at, key_at).reshape(scores.shape)
+        if self.softcap is not None:
+            scores = self.softcap * jnp.tanh(scores / self.softcap)
+        return scores
+
+
+class Learned(NamedTuple):
+    """The parameters inside attention, None where there are none: sinks [heads], and the bias's table."""
+
+    sinks: jax.Array | None
+    table: jax.Array | None
 
 
 def attention(
@@ -37,6 +63,10 @@ def attention(
     key_segments: jax.Array,
     itself: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
+    sinks: jax.Array | None = None,
+    bias: Bias | None = None,
+    bias_table: jax.Array | None = None,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
@@ -46,24 +76,36 @@ def attention(
       query: [batch, query_length, heads, head_dim].
       key: [batch, kv_heads, head_dim, key_length]: keys and values lie as the products take them and as caches keep
         them, so that no step of decoding transposes a cache. ``heads`` is a multiple of ``kv_heads``.
-      value: [batch, kv_heads, key_length, head_dim].
+      value: [batch, kv_heads, key_length, value_dim]; value_dim may differ from head_dim.
       mask: which positions see which, within a segment.
       query_positions: int32 [batch, query_length]; likewise key_positions [batch, key_length].
       query_segments: int32 [batch, query_length]; likewise key_segments [batch, key_length]. 0 is padding, never seen.
-      itself: queries and keys are the same positions of the same rows, rising along each segment.
+      itself: queries and keys are the same places of the same rows; each segment is one run of its row, and its
+        positions rise along it.
       scale: multiplies the scores; 1 / sqrt(head_dim) by default.
+      softcap: scores become softcap * tanh(scores / softcap), after the bias (Gemma 2: Riviere et al. 2024, 2).
+      sinks: [heads], a logit of each head that takes its part of the softmax and gives no value; neither scaled nor
+        capped (GPT-OSS: OpenAI 2025). A query that sees no key then gives 0.
+      bias: what is added to the scaled scores by position, from ``bias_table``.
+      bias_table: the learned numbers of ``bias``: [buckets, heads].
       dropout: share of attention probabilities set to zero while ``dropout_key`` is given.
       dropout_key: a PRNG key, or None for no dropout.
 
     Returns:
-      [batch, query_length, heads, head_dim], in the query's dtype; the softmax is float32.
+      [batch, query_length, heads, value_dim], in the query's dtype; the softmax is float32.
     """
     query = query * (1.0 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    drops = dropout_key is not None and dropout > 0
-    if itself and not drops:
-        return _blocked(mask, query, key, value, query_positions, query_segments)
+    scoring, learned = Scoring(mask, softcap, bias), Learned(sinks, bias_table)
+    if itself and (dropout_key is None or dropout == 0):
+        return _blocked(scoring, query, key, value, learned, query_positions, query_segments)
+    scores = jnp.einsum("bkgqd,bkds->bkgqs", _heads_first(query, key.shape[1]), key, preferred_element_type=jnp.float32)
+    scores = scoring.changed(scores, bias_table, query_positions, key_positions)
     seen = _seen(mask, query_positions, key_positions, query_segments, key_segments)
-    return _dense(query, key, value, seen, dropout if drops else 0.0, dropout_key)
+    probabilities = _softmax(jnp.where(seen[:, None, None], scores, MASKED), sinks)
+    if dropout_key is not None and dropout > 0:
+        kept = jax.random.bernoulli(dropout_key, 1 - dropout, probabilities.shape)
+        probabilities = jnp.where(kept, probabilities / (1 - dropout), 0)
+    return _heads_last(jnp.einsum("bkgqs,bksd->bkgqd", probabilities.astype(value.dtype), value))
 
 
 def _seen(mask: Mask, query_at: jax.Array, key_at: jax.Array, query_in: jax.Array, key_in: jax.Array) -> jax.Array:
@@ -72,16 +114,19 @@ def _seen(mask: Mask, query_at: jax.Array, key_at: jax.Array, query_in: jax.Arra
     return mask.allowed(query_at[:, :, None], key_at[:, None, :]) & same
 
 
-def _dense(
-    query: jax.Array, key: jax.Array, value: jax.Array, seen: jax.Array, dropout: float, dropout_key: Any
-) -> jax.Array:
-    grouped = _heads_first(query, key.shape[1])
-    scores = jnp.einsum("bkgqd,bkds->bkgqs", grouped, key, preferred_element_type=jnp.float32)
-    probabilities = jax.nn.softmax(jnp.where(seen[:, None, None], scores, MASKED), axis=-1)
-    if dropout:
-        kept = jax.random.bernoulli(dropout_key, 1 - dropout, probabilities.shape)
-        probabilities = jnp.where(kept, probabilities / (1 - dropout), 0)
-    return _heads_last(jnp.einsum("bkgqs,bksd->bkgqd", probabilities.astype(value.dtype), value))
+def _softmax(scores: jax.Array, sinks: jax.Array | None) -> jax.Array:
+    """Probabilities of the keys [batch, kv_heads, group, query, key]; the sinks keep what is left."""
+    if sinks is None:
+        return jax.nn.softmax(scores, axis=-1)
+    sink = _by_head(sinks, scores)
+    top = jax.lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), sink))
+    exponentials = jnp.exp(scores - top)
+    return exponentials / (exponentials.sum(-1, keepdims=True) + jnp.exp(sink - top))
+
+
+def _by_head(x: jax.Array, scores: jax.Array) -> jax.Array:
+    """[heads] -> float32 [kv_heads, group, 1, 1], as the heads of scores [batch, kv_heads, group, query, key] lie."""
+    return x.astype(jnp.float32).reshape(*scores.shape[1:3], 1, 1)
 
 
 def _blocks(mask: Mask, length: int) -> list[tuple[slice, slice]]:
@@ -103,57 +148,83 @@ def _heads_last(x: jax.Array) -> jax.Array:
     return x.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv_heads * group, head_dim)
 
 
-def _scores(mask: Mask, query: jax.Array, key: jax.Array, at: Any, within: Any, block: Any) -> jax.Array:
-    """Float32 masked scores of one block [batch, kv_heads, group, query, key]."""
+def _products(query: jax.Array, key: jax.Array, block: Any) -> jax.Array:
+    """Float32 scores of one block [batch, kv_heads, group, query, key], as the product gives them."""
     rows, columns = block
-    scores = jnp.einsum(
-        "bkgqd,bkds->bkgqs", query[:, :, :, rows], key[..., columns], preferred_element_type=jnp.float32
-    )
+    return jnp.einsum("bkgqd,bkds->bkgqs", query[:, :, :, rows], key[..., columns], preferred_element_type=jnp.float32)
+
+
+def _masked(mask: Mask, scores: jax.Array, at: Any, within: Any, block: Any) -> jax.Array:
+    rows, columns = block
     seen = _seen(mask, at[:, rows], at[:, columns], within[:, rows], within[:, columns])
     return jnp.where(seen[:, None, None], scores, MASKED)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocked(mask: Mask, query: jax.Array, key: jax.Array, value: jax.Array, at: jax.Array, within: jax.Array) -> Any:
-    return _blocked_forward(mask, query, key, value, at, within)[0]
+def _blocked(
+    scoring: Scoring, query: jax.Array, key: jax.Array, value: jax.Array, learned: Learned, at: Any, within: Any
+) -> Any:
+    return _blocked_forward(scoring, query, key, value, learned, at, within)[0]
 
 
-def _blocked_forward(mask: Mask, query: Any, key: Any, value: Any, at: Any, within: Any) -> Any:
+def _blocked_forward(scoring: Scoring, query: Any, key: Any, value: Any, learned: Learned, at: Any, within: Any) -> Any:
     q, k, v = _heads_first(query, key.shape[1]), key, value
     outs, normalisers = [], []
-    for block in _blocks(mask, query.shape[1]):
-        scores = _scores(mask, q, k, at, within, block)
+    for block in _blocks(scoring.mask, query.shape[1]):
+        scores = scoring.changed(_products(q, k, block), learned.table, at[:, block[0]], at[:, block[1]])
+        scores = _masked(scoring.mask, scores, at, within, block)
         top = scores.max(-1, keepdims=True)
+        if learned.sinks is not None:
+            sink = _by_head(learned.sinks, scores)
+            top = jnp.maximum(top, sink)
         exponentials = jnp.exp(scores - top)
         total = exponentials.sum(-1, keepdims=True)
+        if learned.sinks is not None:
+            total = total + jnp.exp(sink - top)
         out = jnp.einsum("bkgqs,bksd->bkgqd", exponentials.astype(v.dtype), v[:, :, block[1]])
         outs.append(out / total.astype(out.dtype))
         normalisers.append(top + jnp.log(total))
     mixed = checkpoint_name(_heads_last(jnp.concatenate(outs, axis=3)), SAVED)
     normaliser = checkpoint_name(jnp.concatenate(normalisers, axis=3), SAVED)
-    return mixed, (query, key, value, mixed, normaliser, at, within)
+    return mixed, (query, key, value, learned, mixed, normaliser, at, within)
 
 
-def _blocked_backward(mask: Mask, residuals: Any, d_mixed: jax.Array) -> Any:
+def _blocked_backward(scoring: Scoring, residuals: Any, d_mixed: jax.Array) -> Any:
     """Every large product takes the [query, key] block as it lies: transposing one costs more than the product."""
-    query, k, v, mixed, normaliser, at, within = residuals
+    query, k, v, learned, mixed, normaliser, at, within = residuals
     q, out, d_out = (_heads_first(x, k.shape[1]) for x in (query, mixed, d_mixed))
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
     d_queries = []
-    d_key, d_value = (jnp.zeros(k.shape, jnp.float32) for _ in range(2))
-    for block in _blocks(mask, query.shape[1]):
+    d_key, d_value = (jnp.zeros(x.shape, jnp.float32) for x in (k, v.swapaxes(2, 3)))
+    table = jax.tree.map(lambda t: t.astype(jnp.float32), learned.table)
+    d_table = jax.tree.map(jnp.zeros_like, table)
+    for block in _blocks(scoring.mask, query.shape[1]):
         rows, columns = block
-        scores = _scores(mask, q, k, at, within, block)
+        change = functools.partial(scoring.changed, query_at=at[:, rows], key_at=at[:, columns])
+        scores, back = jax.vjp(change, _products(q, k, block), table)
+        scores = _masked(scoring.mask, scores, at, within, block)
         # A row that sees nothing (padding) has no probabilities to take gradients of.
         p = jnp.where(scores > MASKED, jnp.exp(scores - normaliser[:, :, :, rows]), 0)
         do = d_out[:, :, :, rows]
         dp = jnp.einsum("bkgqd,bksd->bkgqs", do, v[:, :, columns], preferred_element_type=jnp.float32)
-        ds = (p * (dp - delta[:, :, :, rows])).astype(q.dtype)
+        ds, d_rows = back(p * (dp - delta[:, :, :, rows]))
+        ds = ds.astype(q.dtype)
+        d_table = jax.tree.map(jnp.add, d_table, d_rows)
         d_queries.append(jnp.einsum("bkgqs,bkds->bkgqd", ds, k[..., columns]))
         d_value = d_value.at[..., columns].add(_over_queries(do, p.astype(do.dtype)))
         d_key = d_key.at[..., columns].add(_over_queries(q[:, :, :, rows], ds))
     d_query = _heads_last(jnp.concatenate(d_queries, axis=3)).astype(query.dtype)
-    return d_query, d_key.astype(k.dtype), d_value.swapaxes(2, 3).astype(v.dtype), None, None
+    d_learned = Learned(_sinks_gradient(learned.sinks, normaliser, delta), d_table)
+    d_learned = jax.tree.map(lambda d, x: d.astype(x.dtype), d_learned, learned)
+    return d_query, d_key.astype(k.dtype), d_value.swapaxes(2, 3).astype(v.dtype), d_learned, None, None
+
+
+def _sinks_gradient(sinks: jax.Array | None, normaliser: jax.Array, delta: jax.Array) -> jax.Array | None:
+    """Float32 [heads]: a sink takes its probability from the keys and gives no value back."""
+    if sinks is None:
+        return None
+    probability = jnp.exp(_by_head(sinks, normaliser) - normaliser)
+    return -(probability * delta).sum((0, 3, 4)).reshape(-1)
 
 
 def _over_queries(x: jax.Array, weights: jax.Array) -> jax.Array:

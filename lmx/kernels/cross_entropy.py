@@ -5,54 +5,87 @@ only scales them. So each chunk's logits are computed once, and no [batch, lengt
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from lmx.kernels.attention import MASKED
-from lmx.sharding.rules import constrain, ways
+from lmx.sharding.rules import LogicalAxes, constrain, ways
 
 CHUNK_ROWS = 512
 """Rows (tokens) of logits that a device holds at once."""
 ROWS = ("act_batch", None, "act_vocab")
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["total", "nll", "weight", "correct"], meta_fields=[])
+SUMS = ["total", "nll", "weight", "correct", "aux"]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=SUMS, meta_fields=[])
 @dataclass(frozen=True)
 class LossSums:
     """Float32 scalars, sums over the targets by weight: what is minimised, its cross-entropy part (nats), the
-    weights, and the targets that are the arg-max. Only ``total`` carries a gradient."""
+    weights, and the targets that are the arg-max. Only ``total`` carries a gradient. ``aux`` is what the model's
+    sublayers told, times the weight."""
 
     total: jax.Array
     nll: jax.Array
     weight: jax.Array
     correct: jax.Array
+    aux: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class LossShape:
-    """What shapes the loss: the vocabulary without padding, z-loss (Chowdhery et al. 2022), label smoothing."""
+class Readout:
+    """What predicts tokens: the logits are ``capped(hidden @ table.T + bias)``.
+
+    Attributes:
+      hidden: [batch, length, embed], float32 or bfloat16.
+      table: [padded vocab, embed].
+      bias: [padded vocab], or None.
+      vocab: tokens without the padding.
+      softcap: logits l become ``softcap * tanh(l / softcap)`` (Gemma 2), or None.
+    """
+
+    hidden: jax.Array
+    table: jax.Array
+    bias: jax.Array | None
+    vocab: int
+    softcap: float | None = None
+
+
+def readout_logits(readout: Readout, axes: LogicalAxes) -> jax.Array:
+    """Float32 logits [batch, length, padded vocab], laid out by ``axes``; those of the padding are masked."""
+    shape = _Shape(readout.vocab, readout.softcap)
+    scores = constrain(_scores(shape, readout.table, readout.bias, readout.hidden), axes)
+    return jnp.where(jnp.arange(readout.table.shape[0]) < readout.vocab, scores, MASKED)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What a compiled loss depends on beside the arrays."""
 
     vocab: int
+    softcap: float | None = None
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 
 
 def vocabulary_loss(
-    hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, shape: LossShape
+    readout: Readout, targets: jax.Array, weights: jax.Array, *, z_loss: float = 0.0, label_smoothing: float = 0.0
 ) -> LossSums:
-    """The weighted sums of the token losses ``logsumexp(l) - l[target]`` with ``l = hidden @ table.T``.
+    """The weighted sums of the token losses ``logsumexp(l) - l[target]`` of the readout's logits ``l``.
 
     Args:
-      hidden: [batch, length, embed], float32 or bfloat16.
-      table: [padded vocab, embed].
+      readout: what predicts.
       targets: int32 [batch, length].
       weights: float32 [batch, length]; 0 where there is nothing to predict.
-      shape: the loss's own numbers.
+      z_loss: weight of the squared log-normaliser (Chowdhery et al. 2022).
+      label_smoothing: share of each target's probability that is spread over the vocabulary.
     """
-    total, nll, weight, correct = _loss(shape, hidden, table, targets, weights)
+    shape = _Shape(readout.vocab, readout.softcap, z_loss, label_smoothing)
+    total, nll, weight, correct = _loss(shape, readout.hidden, readout.table, readout.bias, targets, weights)
     return LossSums(total, nll, weight, correct)
 
 
@@ -68,10 +101,18 @@ def _chunk_count(batch: int, length: int) -> int:
     return next(c for c in range(1, length + 1) if length % c == 0 and (rows // c <= CHUNK_ROWS or c == length))
 
 
-def _chunk_loss(shape: LossShape, table: jax.Array, hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> Any:
-    """One chunk's sums, and what the gradient needs: shifted exponentials, their sums, the log-sum-exp, targets hit."""
+def _scores(shape: _Shape, table: jax.Array, bias: jax.Array | None, hidden: jax.Array) -> jax.Array:
     scores = jnp.einsum("bld,vd->blv", hidden, table, preferred_element_type=jnp.float32)
-    scores = constrain(scores, ROWS)
+    if bias is not None:
+        scores = scores + bias.astype(jnp.float32)
+    return scores if shape.softcap is None else shape.softcap * jnp.tanh(scores / shape.softcap)
+
+
+def _chunk_loss(shape: _Shape, table: jax.Array, bias: Any, hidden: jax.Array, targets: Any, weights: Any) -> Any:
+    """One chunk's sums, and what the gradient needs: shifted exponentials, their sums, the log-sum-exp, targets hit,
+    and the slope of the cap."""
+    scores = constrain(_scores(shape, table, bias, hidden), ROWS)
+    slope = None if shape.softcap is None else 1 - jnp.square(scores / shape.softcap)
     column = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 2)
     if table.shape[0] > shape.vocab:
         scores = jnp.where(column < shape.vocab, scores, MASKED)
@@ -90,12 +131,12 @@ def _chunk_loss(shape: LossShape, table: jax.Array, hidden: jax.Array, targets: 
         loss = loss + shape.z_loss * jnp.square(lse)
     correct = at_target >= top[..., 0]
     sums = jnp.stack([(weights * x).sum() for x in (loss, nll, jnp.ones_like(nll), correct)])
-    return sums, (exponentials, normaliser, lse, hit, column)
+    return sums, (exponentials, normaliser, lse, hit, column, slope)
 
 
-def _chunk_gradient(shape: LossShape, parts: Any, weights: jax.Array) -> jax.Array:
-    """d(sum of the chunk's losses) / d(logits), float32 [batch, chunk, vocab]."""
-    exponentials, normaliser, lse, hit, column = parts
+def _chunk_gradient(shape: _Shape, parts: Any, weights: jax.Array) -> jax.Array:
+    """d(sum of the chunk's losses) / d(logits before their cap), float32 [batch, chunk, vocab]."""
+    exponentials, normaliser, lse, hit, column, slope = parts
     factor = weights[..., None] / normaliser
     if shape.z_loss:
         factor = factor * (1 + 2 * shape.z_loss * lse)[..., None]
@@ -103,40 +144,43 @@ def _chunk_gradient(shape: LossShape, parts: Any, weights: jax.Array) -> jax.Arr
     if shape.label_smoothing:
         smooth = weights[..., None] * (shape.label_smoothing / shape.vocab)
         target = target + jnp.where(column < shape.vocab, smooth, 0)
-    return exponentials * factor - target
+    gradient = exponentials * factor - target
+    return gradient if slope is None else gradient * slope
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(shape: LossShape, hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array) -> Any:
+def _loss(shape: _Shape, hidden: Any, table: Any, bias: Any, targets: Any, weights: Any) -> Any:
     def body(sums: jax.Array, chunk: Any) -> tuple[jax.Array, None]:
-        return sums + _chunk_loss(shape, table, *chunk)[0], None
+        return sums + _chunk_loss(shape, table, bias, *chunk)[0], None
 
     count = _chunk_count(*targets.shape)
     chunks = tuple(_chunks(a, count) for a in (hidden, targets, weights))
     return tuple(jax.lax.scan(body, jnp.zeros(4, jnp.float32), chunks)[0])
 
 
-def _forward(shape: LossShape, hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array) -> Any:
+def _forward(shape: _Shape, hidden: Any, table: Any, bias: Any, targets: Any, weights: Any) -> Any:
     def body(carry: Any, chunk: Any) -> Any:
-        sums, d_table = carry
-        new, parts = _chunk_loss(shape, table, *chunk)
-        d_scores = constrain(_chunk_gradient(shape, parts, chunk[2]), ROWS).astype(hidden.dtype)
+        sums, d_table, d_bias = carry
+        new, parts = _chunk_loss(shape, table, bias, *chunk)
+        exact = constrain(_chunk_gradient(shape, parts, chunk[2]), ROWS)
+        d_scores = exact.astype(hidden.dtype)
         d_hidden = jnp.einsum("blv,vd->bld", d_scores, table)
         d_table += jnp.einsum("blv,bld->vd", d_scores, chunk[0], preferred_element_type=jnp.float32)
-        return (sums + new, d_table), d_hidden
+        d_bias = None if bias is None else d_bias + exact.sum((0, 1))
+        return (sums + new, d_table, d_bias), d_hidden
 
     count = _chunk_count(*targets.shape)
     chunks = tuple(_chunks(a, count) for a in (hidden, targets, weights))
-    start = (jnp.zeros(4, jnp.float32), jnp.zeros(table.shape, jnp.float32))
-    (sums, d_table), d_hidden = jax.lax.scan(body, start, chunks)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), (table, bias))
+    (sums, *d_weights), d_hidden = jax.lax.scan(body, (jnp.zeros(4, jnp.float32), *zeros), chunks)
     d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
-    return tuple(sums), (d_hidden.astype(hidden.dtype), d_table.astype(table.dtype))
+    d_table, d_bias = jax.tree.map(lambda d, a: d.astype(a.dtype), tuple(d_weights), (table, bias))
+    return tuple(sums), (d_hidden.astype(hidden.dtype), d_table, d_bias)
 
 
-def _backward(shape: LossShape, residuals: Any, cotangents: Any) -> Any:
-    d_hidden, d_table = residuals
-    scale = cotangents[0]
-    return (d_hidden * scale).astype(d_hidden.dtype), (d_table * scale).astype(d_table.dtype), None, None
+def _backward(shape: _Shape, residuals: Any, cotangents: Any) -> Any:
+    scaled = jax.tree.map(lambda d: (d * cotangents[0]).astype(d.dtype), residuals)
+    return (*scaled, None, None)
 
 
 _loss.defvjp(cast(Any, _forward), cast(Any, _backward))

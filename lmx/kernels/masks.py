@@ -12,7 +12,12 @@ class Mask(abc.ABC):
     """Base class. Every mask also keeps segments (documents) apart, and hides padding (segment 0)."""
 
     def reach(self, start: int, stop: int, length: int) -> tuple[int, int]:
-        """The keys, as a range, outside of which queries ``start`` to ``stop`` of a row see nothing."""
+        """The keys of a row, as a range, outside of which its queries ``start`` to ``stop`` see nothing.
+
+        These are places in the row, which positions are not: they start again in each document. But a segment is one
+        run of the row along which positions rise, so that two of its places are never further apart than their
+        positions are.
+        """
         return 0, length
 
     @abc.abstractmethod
@@ -55,3 +60,36 @@ class SlidingWindow(Mask):
     def allowed(self, query: jax.Array, key: jax.Array) -> jax.Array:
         """query - window < key <= query."""
         return (key <= query) & (key > query - self.window)
+
+
+@dataclass(frozen=True)
+class BidirectionalWindow(Mask):
+    """A position sees those at most ``radius`` away, before and after it.
+
+    ModernBERT's local layers: ``radius`` is half of the ``local_attention`` in its ``config.json``.
+    """
+
+    radius: int = 64
+
+    def reach(self, start: int, stop: int, length: int) -> tuple[int, int]:
+        """Nothing further than the radius from the first and the last query."""
+        return max(0, start - self.radius), min(length, stop + self.radius)
+
+    def allowed(self, query: jax.Array, key: jax.Array) -> jax.Array:
+        """|query - key| <= radius."""
+        return jnp.abs(query - key) <= self.radius
+
+
+@dataclass(frozen=True)
+class Chunked(Mask):
+    """A position sees itself and those before it in its chunk; chunks start at the multiples of ``chunk``."""
+
+    chunk: int = 8192
+
+    def reach(self, start: int, stop: int, length: int) -> tuple[int, int]:
+        """Nothing after the last query, nor a whole chunk before the first one, whose chunk may start anywhere."""
+        return max(0, start - self.chunk + 1), stop
+
+    def allowed(self, query: jax.Array, key: jax.Array) -> jax.Array:
+        """key <= query, and both in one chunk."""
+        return (key <= query) & (key // self.chunk == query // self.chunk)

@@ -1,19 +1,32 @@
 """A block: its sublayers and their norms as one module."""
 
 import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import jax
 from flax import nnx
 
 from lmx.models.specs import BlockSpec
 from lmx.nn.cache import Streams
-from lmx.nn.context import Context
+from lmx.nn.context import Context, SublayerOutput
 from lmx.nn.module import Part
 from lmx.nn.sublayer import Sublayer
 from lmx.sharding.rules import constrain
 
 RESIDUAL = ("act_batch", "act_length", "act_embed")
 NORMS = ("norm_in", "norm_out", "norm_residual")
+Aux = dict[str, Mapping[str, jax.Array]]
+"""By sublayer, what it tells beside its output."""
+
+
+@dataclass(frozen=True)
+class BlockOutput:
+    """Hidden states [batch, length, embed], what the sublayers cached, and what else they tell."""
+
+    hidden: jax.Array
+    streams: Streams
+    aux: Aux
 
 
 class Block(nnx.Module):
@@ -27,20 +40,23 @@ class Block(nnx.Module):
                 norm = getattr(sublayer, place)
                 setattr(self, f"{name}_{place}", norm and norm.part(width).build(rngs))
 
-    def __call__(self, x: jax.Array, contexts: dict[str, Context]) -> tuple[jax.Array, Streams]:
-        """Applies the sublayers, each with its context; returns the hidden states and what was cached."""
+    def __call__(self, x: jax.Array, contexts: dict[str, Context]) -> BlockOutput:
+        """Applies the sublayers, each with its context."""
         streams: Streams = {}
+        aux: Aux = {}
         for name, sublayer in zip(self.spec.names(), self.spec.sublayers, strict=True):
             x = constrain(x, RESIDUAL)
-            x = self._apply(name, sublayer, x, contexts[name], streams)
-        return constrain(x, RESIDUAL), streams
+            x, out = self._apply(name, sublayer, x, contexts[name])
+            if out.cache is not None:
+                streams[name] = out.cache.streams
+            if out.aux:
+                aux[name] = out.aux
+        return BlockOutput(constrain(x, RESIDUAL), streams, aux)
 
-    def _apply(self, name: str, sublayer: Sublayer, x: jax.Array, context: Context, streams: Streams) -> jax.Array:
+    def _apply(self, name: str, sublayer: Sublayer, x: jax.Array, context: Context) -> tuple[jax.Array, SublayerOutput]:
         norms = {place: getattr(self, f"{name}_{place}") or _identity for place in NORMS}
         out = getattr(self, name)(norms["norm_in"](x), context)
-        if out.cache is not None:
-            streams[name] = out.cache.streams
-        return norms["norm_residual"](x + norms["norm_out"](out.hidden))
+        return norms["norm_residual"](x + norms["norm_out"](out.hidden)), out
 
 
 def _identity(x: jax.Array) -> jax.Array:

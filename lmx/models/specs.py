@@ -1,14 +1,18 @@
-"""The shape of a model, as data: sublayers make blocks, blocks make a stack, a stack and its ends make a model."""
+"""The shape of a model, as data: sublayers make blocks, blocks make a stack, stacks and their ends make a model."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from lmx.nn.embedding import Embedding, Head
+from lmx.nn.embedding import Embedding
+from lmx.nn.head import Head, TaskHead
 from lmx.nn.norm import Norm
+from lmx.nn.relative import Shared
 from lmx.nn.sublayer import Sublayer
 
 Remat = Literal["none", "dots", "full"]
 """What the forward pass keeps for the backward: everything, the results of matrix products, or block inputs only."""
+LONGEST_PERIOD = 16
 
 
 @dataclass(frozen=True)
@@ -33,24 +37,68 @@ class Segment:
 
 @dataclass(frozen=True)
 class StackSpec:
-    """Segments, one after the other: real models are not one period."""
+    """Segments, one after the other: real models are not one period.
+
+    Attributes:
+      segments: at least one.
+      shared: what belongs to the whole stack, as T5's table of relative positions.
+    """
 
     segments: tuple[Segment, ...]
+    shared: tuple[Shared, ...] = ()
+
+    @classmethod
+    def of(cls, blocks: Iterable[BlockSpec], shared: tuple[Shared, ...] = ()) -> "StackSpec":
+        """The stack of these layers, with the repeats among them found: as few different segments as can be.
+
+        From the front, the pattern that covers the most layers is taken, the shortest of those that do.
+        """
+        rest, segments = list(blocks), []
+        while rest:
+            periods = range(1, min(LONGEST_PERIOD, len(rest)) + 1)
+            repeats = {p: _repeats(rest, p) for p in periods}
+            best = max(periods, key=lambda p: (p * repeats[p] if repeats[p] > 1 else 1, -p))
+            segments.append(Segment(tuple(rest[:best]), repeats[best]))
+            rest = rest[best * repeats[best] :]
+        return cls(tuple(segments), shared)
 
     def blocks(self) -> tuple[BlockSpec, ...]:
         """Every block, in the order of the layers."""
         return tuple(block for s in self.segments for _ in range(s.repeats) for block in s.pattern)
 
 
+def _repeats(blocks: list[BlockSpec], period: int) -> int:
+    """How often the first ``period`` blocks come, one after the other."""
+    count = 1
+    while blocks[count * period : (count + 1) * period] == blocks[:period]:
+        count += 1
+    return count
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """The encoder of an encoder-decoder; its embedding may take the decoder's table (``vocab`` 0).
+
+    ``decoder_start`` is the token that the decoder starts with.
+    """
+
+    embedding: Embedding
+    stack: StackSpec
+    final_norm: Norm | None
+    decoder_start: int = 0
+
+
 @dataclass(frozen=True)
 class ModelSpec:
-    """A decoder-only or encoder-only model: embedding, one stack, a final norm, and an output table.
+    """A decoder-only or encoder-only model, or the decoder of an encoder-decoder with its encoder.
 
     Attributes:
       vocab: tokens of the vocabulary; the tables' rows are padded beyond it, and their logits are masked.
       width: of the residual stream.
       context: the longest sequence.
-      head: None ties the output table to the embedding.
+      head: predicts tokens; None in a model that only has other heads.
+      encoder: None in a model of one stack.
+      tasks: heads beside the prediction of tokens.
     """
 
     vocab: int
@@ -58,8 +106,10 @@ class ModelSpec:
     context: int
     embedding: Embedding
     stack: StackSpec
-    final_norm: Norm
+    final_norm: Norm | None
     head: Head | None
+    encoder: EncoderSpec | None = None
+    tasks: tuple[TaskHead, ...] = ()
 
 
 def padded(vocab: int, multiple: int = 128) -> int:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from lmx.kernels.attention import SAVED
 from lmx.models.block import block_part
 from lmx.models.specs import BlockSpec, Remat, Segment, StackSpec
-from lmx.nn.cache import CacheView, LayerCache, Streams
+from lmx.nn.cache import Cache, LayerCache, Streams
 from lmx.nn.context import Context
 from lmx.nn.module import Params
 
@@ -32,7 +32,9 @@ def init_stack(spec: StackSpec, width: int, key: jax.Array) -> Params:
         return {name: jax.vmap(part.init)(keys[i]) for i, (name, part) in enumerate(parts.items())}
 
     keys = jax.random.split(key, len(spec.segments))
-    return {f"segment_{i}": init_segment(s, keys[i]) for i, s in enumerate(spec.segments)}
+    params = {f"segment_{i}": init_segment(s, keys[i]) for i, s in enumerate(spec.segments)}
+    shared = {s.name: s.part().init(jax.random.fold_in(key, i)) for i, s in enumerate(spec.shared)}
+    return {**params, "shared": shared} if shared else params
 
 
 def stack_axes(spec: StackSpec, width: int) -> Params:
@@ -42,64 +44,93 @@ def stack_axes(spec: StackSpec, width: int) -> Params:
         axes = block_part(block, width).axes()
         return cast(Params, jax.tree.map(lambda a: ("layers", *a), axes, is_leaf=lambda x: isinstance(x, tuple)))
 
-    return {
+    axes = {
         f"segment_{i}": {f"block_{j}": stacked(b) for j, b in enumerate(s.pattern)} for i, s in enumerate(spec.segments)
     }
+    shared = {s.name: s.part().axes() for s in spec.shared}
+    return {**axes, "shared": shared} if shared else axes
 
 
-def unstack(spec: StackSpec, params: Params) -> tuple[Params, ...]:
-    """The stacked parameters as one tree for each layer, in the order of :meth:`StackSpec.blocks`."""
+def unstack(spec: StackSpec, params: Params) -> Params:
+    """The stacked parameters as ``layers``, one tree for each in the order of :meth:`StackSpec.blocks`, and
+    ``shared``."""
     layers = []
     for i, segment in enumerate(spec.segments):
         for repeat in range(segment.repeats):
             for j in range(len(segment.pattern)):
                 layers.append(jax.tree.map(lambda a, r=repeat: a[r], params[f"segment_{i}"][f"block_{j}"]))
-    return tuple(layers)
+    return {"layers": tuple(layers), "shared": params.get("shared", {})}
 
 
-def scan_stack(spec: StackSpec, params: Params, x: jax.Array, context: Context, remat: Remat) -> jax.Array:
-    """Hidden states [batch, length, embed] after every layer; compiles one copy of each block."""
-    layer = 0
+def is_unstacked(params: Params) -> bool:
+    """Whether a stack's parameters come from :func:`unstack`."""
+    return "layers" in params
+
+
+def run_stack(
+    spec: StackSpec, params: Params, x: jax.Array, context: Context, remat: Remat = "none"
+) -> tuple[jax.Array, Params]:
+    """Hidden states [batch, length, embed] after every layer, and what the sublayers tell.
+
+    Scanned, which compiles one copy of each block, or over unstacked parameters layer by layer.
+    """
+    if is_unstacked(params):
+        return decode_stack(spec, params, x, context)[0], {}
+    context = replace(context, shared=params.get("shared", {}))
+    layer, aux = 0, {}
     for i, segment in enumerate(spec.segments):
-        x = _scan_segment(segment, params[f"segment_{i}"], x, context, remat, layer)
+        x, told = _scan_segment(segment, params[f"segment_{i}"], x, context, remat, layer)
+        aux[f"segment_{i}"] = told
         layer += segment.repeats * len(segment.pattern)
-    return x
+    return x, {name: told for name, told in aux.items() if told}
 
 
 def _scan_segment(
     segment: Segment, params: Params, x: jax.Array, context: Context, remat: Remat, first_layer: int
-) -> jax.Array:
+) -> tuple[jax.Array, Params]:
     width, period = x.shape[-1], len(segment.pattern)
 
-    def body(x: jax.Array, scanned: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
+    def body(x: jax.Array, scanned: tuple[Params, jax.Array]) -> tuple[jax.Array, Params]:
         repeat_params, repeat = scanned
+        aux = {}
         for j, block in enumerate(segment.pattern):
             module = block_part(block, width).bind(repeat_params[f"block_{j}"])
-            x, _ = module(x, _contexts(block, context, first_layer + repeat * period + j))
-        return x, None
+            out = module(x, _contexts(block, context, first_layer + repeat * period + j))
+            x, aux[f"block_{j}"] = out.hidden, out.aux
+        return x, {name: told for name, told in aux.items() if told}
 
     if remat != "none":
         body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(body, x, (params, jnp.arange(segment.repeats)))[0]
+    return cast(tuple[jax.Array, Params], jax.lax.scan(body, x, (params, jnp.arange(segment.repeats))))
 
 
-def unrolled_stack(
-    spec: StackSpec,
-    params: tuple[Params, ...],
-    x: jax.Array,
-    context: Context,
-    caches: tuple[Streams, ...] | None = None,
-    view: CacheView | None = None,
+def decode_stack(
+    spec: StackSpec, params: Params, x: jax.Array, context: Context, cache: Cache | None = None
 ) -> tuple[jax.Array, tuple[Streams, ...]]:
     """The same over unstacked parameters, a cache for each layer: what decoding compiles."""
-    written = []
-    for i, (block, layer) in enumerate(zip(spec.blocks(), params, strict=True)):
+    context, written = replace(context, shared=params["shared"]), []
+    for i, (block, layer) in enumerate(zip(spec.blocks(), params["layers"], strict=True)):
         contexts = _contexts(block, context, i)
-        for name, streams in (caches[i] if caches else {}).items():
-            contexts[name] = replace(contexts[name], cache=LayerCache(streams, cast(CacheView, view)))
-        x, streams = block_part(block, x.shape[-1]).bind(layer)(x, contexts)
-        written.append(streams)
+        for name, streams in (cache.layers[i] if cache else {}).items():
+            contexts[name] = replace(contexts[name], cache=LayerCache(streams, cast(Cache, cache).view))
+        out = block_part(block, x.shape[-1]).bind(layer)(x, contexts)
+        x = out.hidden
+        written.append(out.streams)
     return x, tuple(written)
+
+
+def stepped(spec: StackSpec, params: Params, aux: Params) -> Params:
+    """The stack's parameters after a train step in which the sublayers told ``aux``: see ``Sublayer.stepped``."""
+    out = dict(params)
+    for name, blocks in aux.items():
+        pattern = spec.segments[int(name.rsplit("_", 1)[1])].pattern
+        out[name] = dict(params[name])
+        for block, told in blocks.items():
+            here = pattern[int(block.rsplit("_", 1)[1])]
+            sublayers = dict(zip(here.names(), here.sublayers, strict=True))
+            moved = {n: sublayers[n].stepped(params[name][block][n], t) for n, t in told.items()}
+            out[name][block] = {**params[name][block], **moved}
+    return out
 
 
 def _contexts(block: BlockSpec, context: Context, layer: Any) -> dict[str, Context]:

@@ -2,17 +2,20 @@
 
 import functools
 from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 from flax import nnx
 
 from lmx.kernels.attention import attention
 from lmx.kernels.masks import Causal, Mask
+from lmx.kernels.relative import RelativeBuckets
 from lmx.nn.context import Context, SublayerOutput
 from lmx.nn.linear import Linear
-from lmx.nn.module import Part, dropout
+from lmx.nn.module import Part, dropout, parameter
+from lmx.nn.norm import Norm
 from lmx.nn.position import Rope
-from lmx.nn.sublayer import Sublayer
+from lmx.nn.sublayer import Scores, Sublayer
 from lmx.sharding.rules import constrain
 
 HEADS = ("act_batch", "act_length", "act_heads", None)
@@ -30,7 +33,21 @@ class SelfAttention(Sublayer):
     mask: Mask = field(default_factory=Causal)
     rope: Rope | None = None
     bias: bool = False
-    """Biases on the query, key, value and output maps."""
+    """Biases on the query, key and value maps."""
+    out_bias: bool = False
+    """A bias on the output map."""
+    qk_norm: Norm | None = None
+    """A norm on queries and one on keys, before they are rotated (Dehghani et al. 2023)."""
+    qk_norm_over: Literal["head", "heads"] = "head"
+    """Whether that norm takes each head by itself, or all heads together (OLMo-2)."""
+    scale: float | None = None
+    """Multiplies the scores; 1 / sqrt(head_dim) by default."""
+    softcap: float | None = None
+    """Bounds the scores smoothly (Gemma 2)."""
+    sinks: bool = False
+    """A learned logit for each head that takes probability and gives nothing (Xiao et al. 2023; GPT-OSS)."""
+    relative: RelativeBuckets | None = None
+    """A bias by relative position; its table is the stack's shared ``relative`` (T5)."""
     attention_dropout: float = 0.0
     """Dropout on the attention probabilities."""
 
@@ -43,10 +60,15 @@ class SelfAttention(Sublayer):
         """The attention module for inputs [batch, length, width]."""
         return Part(functools.partial(SelfAttentionModule, self, width))
 
-    def cache_streams(self, batch: int, slots: int) -> dict[str, tuple[int, ...]]:
+    def cache_streams(self, batch: int, slots: int, memory: int = 0) -> dict[str, tuple[int, ...]]:
         """The shapes of the key and value streams."""
         heads = (batch, self.kv_heads)
         return {"key": (*heads, self.head_dim, slots), "value": (*heads, slots, self.head_dim)}
+
+    @property
+    def scores(self) -> Scores:
+        """Every query head with a key and a value of ``head_dim``."""
+        return Scores(2 * self.heads * self.head_dim, self.mask)
 
 
 class SelfAttentionModule(nnx.Module):
@@ -54,20 +76,24 @@ class SelfAttentionModule(nnx.Module):
 
     def __init__(self, spec: SelfAttention, width: int, rngs: nnx.Rngs):
         self.spec = spec
-        linear = functools.partial(Linear, bias=spec.bias, rngs=rngs)
+        linear = functools.partial(Linear, rngs=rngs)
         queries, keys = (spec.heads, spec.head_dim), (spec.kv_heads, spec.head_dim)
-        self.query = linear((width,), queries, ("embed", "heads", "head_dim"), std=spec.std)
-        self.key = linear((width,), keys, ("embed", "kv_heads", "head_dim"), std=spec.std)
-        self.value = linear((width,), keys, ("embed", "kv_heads", "head_dim"), std=spec.std)
-        self.out = linear(queries, (width,), ("heads", "head_dim", "embed"), std=spec.out_std)
+        self.query = linear((width,), queries, ("embed", "heads", "head_dim"), std=spec.std, bias=spec.bias)
+        self.key = linear((width,), keys, ("embed", "kv_heads", "head_dim"), std=spec.std, bias=spec.bias)
+        self.value = linear((width,), keys, ("embed", "kv_heads", "head_dim"), std=spec.std, bias=spec.bias)
+        self.out = linear(queries, (width,), ("heads", "head_dim", "embed"), std=spec.out_std, bias=spec.out_bias)
+        self.query_norm, self.key_norm = (self._norm(heads, rngs) for heads in (spec.heads, spec.kv_heads))
+        self.sinks = parameter(rngs, (spec.heads,), ("heads",), nnx.initializers.zeros) if spec.sinks else None
+
+    def _norm(self, heads: int, rngs: nnx.Rngs) -> nnx.Module | None:
+        spec = self.spec
+        across = heads if spec.qk_norm_over == "heads" else 1
+        return spec.qk_norm and spec.qk_norm.part(across * spec.head_dim).build(rngs)
 
     def __call__(self, x: jax.Array, context: Context) -> SublayerOutput:
         spec = self.spec
-        query = constrain(self.query(x), HEADS)
-        key, value = self.key(x), self.value(x)
-        if spec.rope is not None:
-            query = spec.rope.rotate(query, context.positions)
-            key = spec.rope.rotate(key, context.positions)
+        query = self._placed(constrain(self.query(x), HEADS), self.query_norm, context)
+        key, value = self._placed(self.key(x), self.key_norm, context), self.value(x)
         key, value = constrain(key.transpose(0, 2, 3, 1), KEYS), constrain(value.swapaxes(1, 2), VALUES)
         cache, key_positions, key_segments = None, context.positions, context.segments
         if context.cache is not None:
@@ -84,7 +110,20 @@ class SelfAttentionModule(nnx.Module):
             query_segments=context.segments,
             key_segments=key_segments,
             itself=cache is None,
+            scale=spec.scale,
+            softcap=spec.softcap,
+            sinks=None if self.sinks is None else self.sinks[...],
+            bias=spec.relative,
+            bias_table=context.shared["relative"]["table"] if spec.relative else None,
             dropout=spec.attention_dropout,
             dropout_key=context.fold(1).key,
         )
         return SublayerOutput(dropout(self.out(constrain(mixed, HEADS)), spec.dropout, context.fold(0).key), cache)
+
+    def _placed(self, x: jax.Array, norm: nnx.Module | None, context: Context) -> jax.Array:
+        """Queries or keys [batch, length, heads, head_dim], normalised and rotated."""
+        if norm is not None:
+            flat = x.reshape(*x.shape[:2], -1) if self.spec.qk_norm_over == "heads" else x
+            x = norm(flat).reshape(x.shape)  # type: ignore[operator]
+        rope = self.spec.rope
+        return x if rope is None else rope.rotate(x, context.positions, context.reach)

@@ -1,7 +1,7 @@
 """The caches that attention writes while decoding: named streams, so that attention needs no branch on their kind."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +25,25 @@ class LayerCache:
         # Without the barrier XLA:CPU writes into two copies of the stream, one to keep and one to read, every step.
         return LayerCache({**self.streams, name: jax.lax.optimization_barrier(written)}, self.view)
 
+    def put(self, name: str, whole: jax.Array) -> "LayerCache":
+        """Writes all of one stream, once: what an encoder gave."""
+        return LayerCache({**self.streams, name: whole.astype(self.streams[name].dtype)}, self.view)
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["positions", "segments", "slot"], meta_fields=[])
+
+VIEW = ["positions", "segments", "slot", "memory_positions", "memory_segments"]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=VIEW, meta_fields=[])
 @dataclass(frozen=True)
 class CacheView:
-    """What all layers' caches share: int32 [batch, slots] positions and segments (0: nothing there), the next slot."""
+    """What all layers' caches share: int32 [batch, slots] positions and segments (0: nothing there), the next slot;
+    and int32 [batch, memory] positions and segments of what the encoder gave."""
 
     positions: jax.Array
     segments: jax.Array
     slot: jax.Array
+    memory_positions: jax.Array
+    memory_segments: jax.Array
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["layers", "view"], meta_fields=[])
@@ -46,17 +56,21 @@ class Cache:
 
     def advance(self, positions: jax.Array, segments: jax.Array) -> "Cache":
         """The cache with the coming input's positions and segments [batch, length] entered in the view."""
-        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.view.slot, axis=1)
-        view = CacheView(put(self.view.positions, positions), put(self.view.segments, segments), self.view.slot)
+        view = self.view
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=view.slot, axis=1)
+        view = replace(view, positions=put(view.positions, positions), segments=put(view.segments, segments))
         return Cache(self.layers, view)
+
+    def remember(self, positions: jax.Array, segments: jax.Array) -> "Cache":
+        """The cache with the encoder's positions and segments [batch, memory] in the view."""
+        return Cache(self.layers, replace(self.view, memory_positions=positions, memory_segments=segments))
 
     def written(self, layers: tuple[Streams, ...], length: int) -> "Cache":
         """The cache after every layer wrote ``length`` entries."""
-        view = CacheView(self.view.positions, self.view.segments, self.view.slot + length)
-        return Cache(layers, view)
+        return Cache(layers, replace(self.view, slot=self.view.slot + length))
 
 
-def empty_view(batch: int, slots: int) -> CacheView:
+def empty_view(batch: int, slots: int, memory: int = 0) -> CacheView:
     """A view of nothing yet."""
-    zeros = jnp.zeros((batch, slots), jnp.int32)
-    return CacheView(zeros, zeros, jnp.int32(0))
+    zeros, nothing = jnp.zeros((batch, slots), jnp.int32), jnp.zeros((batch, memory), jnp.int32)
+    return CacheView(zeros, zeros, jnp.int32(0), nothing, nothing)

@@ -35,7 +35,12 @@ class LayerNorm(Norm):
 
 @dataclass(frozen=True)
 class RmsNorm(Norm):
-    """x / sqrt(mean(x^2) + eps) * scale (Zhang and Sennrich 2019)."""
+    """x / sqrt(mean(x^2) + eps) * (offset + scale) (Zhang and Sennrich 2019).
+
+    ``offset`` 1 lets the scale start at, and decay to, zero (Gemma).
+    """
+
+    offset: float = 0.0
 
     def part(self, width: int) -> Part:
         """The module for inputs [..., width]."""
@@ -61,10 +66,11 @@ class RmsNormModule(nnx.Module):
     """[..., width] -> [..., width]."""
 
     def __init__(self, spec: RmsNorm, width: int, rngs: nnx.Rngs):
-        self.eps = spec.eps
-        self.scale = parameter(rngs, (width,), ("norm",), nnx.initializers.ones)
+        self.eps, self.offset = spec.eps, spec.offset
+        self.scale = parameter(rngs, (width,), ("norm",), nnx.initializers.constant(1 - spec.offset))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         y = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
-        return (y * self.scale[...]).astype(x.dtype)
+        scale = self.scale[...].astype(jnp.float32)
+        return (y * (scale + self.offset if self.offset else scale)).astype(x.dtype)

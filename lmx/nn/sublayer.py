@@ -1,10 +1,30 @@
 """A sublayer: a module of the residual stream, with the norms that stand around it."""
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lmx.nn.module import Part
+import jax
+
+from lmx.kernels.masks import Mask
+from lmx.nn.module import Params, Part
 from lmx.nn.norm import Norm
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What attention computes beside its weights: how wide, and over which positions.
+
+    Attributes:
+      dims: what one query multiplies one position's keys and values by, over all heads: heads * (key width + value
+        width).
+      mask: which positions it sees.
+      memory: whether those are the encoder's.
+    """
+
+    dims: int
+    mask: Mask
+    memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,6 +54,30 @@ class Sublayer(abc.ABC):
     def inner(self, width: int) -> Part:
         """The module ``f``: (hidden [batch, length, width], context) -> SublayerOutput."""
 
-    def cache_streams(self, batch: int, slots: int) -> dict[str, tuple[int, ...]]:
-        """The shapes of the streams that this sublayer caches while decoding, by name; none by default."""
+    def cache_streams(self, batch: int, slots: int, memory: int = 0) -> dict[str, tuple[int, ...]]:
+        """The shapes of the streams that this sublayer caches while decoding, by name; none by default.
+
+        ``slots`` positions of the sequence, ``memory`` positions of the encoder's.
+        """
         return {}
+
+    @property
+    def scores(self) -> Scores | None:
+        """How it attends; None where it does not, and where only its :attr:`parts` do."""
+        return None
+
+    @property
+    def parts(self) -> dict[str, "Sublayer"]:
+        """The sublayers that this one runs, by their key in its parameters; itself, under no key, by default."""
+        return {"": self}
+
+    def used(self, name: str) -> float:
+        """The share of a parameter (its path within the sublayer, as ``query/kernel``) that one token goes through."""
+        return 1.0
+
+    def stepped(self, params: Params, told: Mapping[str, jax.Array]) -> Params:
+        """The parameters after a train step, where some are moved by a rule rather than by the gradient.
+
+        ``params`` are stacked ([layers, ...]), ``told`` what the sublayer told in that step, [layers, ...] too.
+        """
+        return params

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from lmx.kernels.cross_entropy import LossShape, LossSums, vocabulary_loss
-from lmx.models.model import Inputs, apply, output_table
+from lmx.kernels.cross_entropy import LossSums, vocabulary_loss
+from lmx.models.model import Inputs, apply, readout
 from lmx.models.specs import ModelSpec, Remat
 from lmx.nn.module import Params
-from lmx.objectives.objective import Batch, Objective
+from lmx.objectives.objective import Batch, Objective, with_aux
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,13 @@ class NextToken(Objective):
     ) -> LossSums:
         """The sums over every position that is not padding."""
         inputs = Inputs(batch["tokens"], batch["positions"], batch["segment_ids"])
-        hidden = apply(spec, params, inputs, key=key, remat=remat).hidden
+        out = apply(spec, params, inputs, key=key, remat=remat)
         weights = (batch["segment_ids"] > 0).astype(jnp.float32)
-        shape = LossShape(spec.vocab, self.z_loss, self.label_smoothing)
-        return vocabulary_loss(hidden, output_table(spec, params), batch["targets"], weights, shape)
+        sums = vocabulary_loss(
+            readout(spec, params, out.hidden),
+            batch["targets"],
+            weights,
+            z_loss=self.z_loss,
+            label_smoothing=self.label_smoothing,
+        )
+        return with_aux(sums, out.aux)

@@ -21,7 +21,14 @@ class Optimizer(abc.ABC):
 
     weight_decay: float = 0.1
     """Decoupled weight decay, scaled by the learning rate."""
-    no_decay: tuple[str, ...] = ("*bias", "*norm*scale", "embedding/position")
+    no_decay: tuple[str, ...] = (
+        "*bias",
+        "*norm*scale",
+        "*embedding/position",
+        "*sinks",
+        "*correction",
+        "*shared/relative/*",
+    )
     """Parameters without decay: patterns of their names, as in stack/segment_0/block_0/mlp/up/kernel."""
     clip_norm: float = 1.0
     """The gradient is scaled down to this global norm; 0 never does."""

@@ -34,6 +34,14 @@ class Rules:
     """Parameters: key and value heads."""
     head_dim: tuple[str, ...] = ()
     """Parameters: the width of a head."""
+    q_lora: tuple[str, ...] = ()
+    """Parameters: the latent of the queries in multi-head latent attention."""
+    kv_lora: tuple[str, ...] = ()
+    """Parameters: the latent of the keys and values."""
+    expert: tuple[str, ...] = ()
+    """Parameters: the experts of a mixture."""
+    classes: tuple[str, ...] = ()
+    """Parameters: the outputs of a task head."""
     vocab: tuple[str, ...] = ("tensor",)
     """Parameters: the vocabulary."""
     position: tuple[str, ...] = ()
@@ -54,6 +62,8 @@ class Rules:
     """Activations: key and value heads."""
     act_mlp: tuple[str, ...] = ("tensor",)
     """Activations: hidden units of the feed-forward layers."""
+    act_expert: tuple[str, ...] = ()
+    """Activations: the experts of a mixture."""
     act_vocab: tuple[str, ...] = ("tensor",)
     """Activations: logits."""
 

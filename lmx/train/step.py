@@ -9,7 +9,7 @@ import optax
 
 from lmx.experiment import Experiment
 from lmx.kernels.cross_entropy import LossSums
-from lmx.models.model import cast_floats
+from lmx.models.model import aux_sum, cast_floats, stepped
 from lmx.nn.module import Params
 from lmx.objectives.objective import Batch
 from lmx.sharding.rules import Sharding, use_sharding
@@ -48,8 +48,8 @@ def _accumulated(grad: Any, params: Params, batch: Batch, key: jax.Array | None,
         new = grad(params, micro, None if key is None else jax.random.fold_in(key, index))
         return jax.tree.map(jnp.add, carry, new), None
 
-    zero = jnp.float32(0)
-    start = (jax.tree.map(jnp.zeros_like, params), LossSums(zero, zero, zero, zero))
+    shapes = jax.eval_shape(grad, params, jax.tree.map(lambda a: a[0], micros), key)
+    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.scan(body, start, (jnp.arange(count), micros))[0]
 
 
@@ -57,7 +57,7 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> tuple
     """One optimizer step, skipped (and counted) where the gradient is not finite.
 
     Metrics, float32 scalars: loss (what is minimised), nll (nats a target), accuracy, grad_norm (before clipping),
-    learning_rate, targets, skipped, skipped_in_a_row.
+    learning_rate, targets, skipped, skipped_in_a_row; of a mixture of experts also router_loss and dropped.
     """
     key = jax.random.fold_in(jax.random.key(experiment.train.seed), state.step)
     grads, sums = gradients(experiment, state.params, batch, key)
@@ -65,7 +65,8 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> tuple
     norm = optax.global_norm(grads) / weight
     rate = experiment.schedule.at(state.step, experiment.train.steps)
     good = jnp.isfinite(norm)
-    new = _update(experiment, state, grads, _scale(experiment.optimizer.clip_norm, norm) / weight, rate)
+    aux = jax.tree.map(lambda a: a / weight, sums.aux)
+    new = _update(experiment, state, grads, _scale(experiment.optimizer.clip_norm, norm) / weight, rate, aux)
     kept = jax.tree.map(functools.partial(jnp.where, good), new, (state.params, state.optimizer, state.ema))
     row = jnp.where(good, 0, state.skipped_in_a_row + 1)
     params, optimizer, ema = kept
@@ -80,7 +81,15 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> tuple
         "skipped": state.skipped,
         "skipped_in_a_row": state.skipped_in_a_row,
     }
-    return state, metrics
+    return state, metrics | _told(aux)
+
+
+def _told(aux: Params) -> Metrics:
+    """Of a mixture of experts: the routers' losses, and the share of the choices that were dropped, a layer's mean."""
+    if not aux:
+        return {}
+    layers = aux_sum(jax.tree.map(jnp.ones_like, aux), "dropped")
+    return {"router_loss": aux_sum(aux, "loss"), "dropped": aux_sum(aux, "dropped") / jnp.maximum(layers, 1)}
 
 
 def _scale(clip_norm: float, norm: jax.Array) -> jax.Array:
@@ -88,11 +97,14 @@ def _scale(clip_norm: float, norm: jax.Array) -> jax.Array:
     return jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)) if clip_norm else jnp.float32(1)
 
 
-def _update(experiment: Experiment, state: TrainState, grads: Params, scale: jax.Array, rate: jax.Array) -> Any:
+def _update(
+    experiment: Experiment, state: TrainState, grads: Params, scale: jax.Array, rate: jax.Array, aux: Params
+) -> Any:
     """Parameters, optimizer state and average after a step along ``scale * grads``, if the gradient is good."""
     grads = jax.tree.map(lambda g: g * scale, grads)
     updates, optimizer = experiment.optimizer.build().update(grads, state.optimizer, state.params)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+    params = stepped(experiment.model.spec(), params, aux)
     decay = experiment.train.ema
     ema = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, params) if decay else state.ema
     return params, optimizer, ema

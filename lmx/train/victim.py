@@ -26,7 +26,7 @@ RECIPE = f'''"""The run that lmx check faults kills."""
 from lmx.checkpoint.config import CheckpointConfig
 from lmx.data.config import DataConfig, LocalFiles, TrainedBpe
 from lmx.experiment import EvalConfig, Experiment, TrainConfig
-from lmx.models.families import Llama
+from lmx.models.families.llama import Llama
 from lmx.optim.schedule import Schedule
 
 SIZES = dict(layers=2, width=128, heads=4, kv_heads=2, head_dim=32, hidden=320, tied=True)

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from lmx.data.config import DataConfig, LocalFiles, TrainedBpe
 from lmx.experiment import EvalConfig, Experiment, SampleConfig, TrainConfig
-from lmx.models.families import Llama
+from lmx.models.families.llama import Llama
 from lmx.optim.schedule import Schedule
 
 CONSTANT = 3

@@ -5,9 +5,10 @@ import pytest
 
 from lmx.data.tokenizer import TextTokenizer, train_bpe
 from lmx.decode.generate import Generator
-from lmx.models.families import Llama
+from lmx.models.families.llama import Llama
 from lmx.models.model import Inputs, apply, init_params, logits, unstack_layers
 from lmx.nn.module import Params
+from lmx.nn.position import Rope
 
 TEXT = "the quick brown fox jumps over the lazy dog while three hundred small birds sing in the old garden. "
 CONTEXT = 128
@@ -21,7 +22,7 @@ def tokenizer() -> TextTokenizer:
 @pytest.fixture(scope="session")
 def config(tokenizer: TextTokenizer) -> Llama:
     sizes = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "hidden": 64}
-    return Llama(vocab=tokenizer.vocab_size, context=CONTEXT, rope_theta=500.0, **sizes)
+    return Llama(vocab=tokenizer.vocab_size, context=CONTEXT, rope=Rope(500.0), **sizes)
 
 
 @pytest.fixture(scope="session")

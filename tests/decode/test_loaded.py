@@ -11,7 +11,7 @@ from lmx.checkpoint.config import CheckpointConfig
 from lmx.data.tokenizer import train_bpe
 from lmx.errors import UserError
 from lmx.experiment import Experiment, RunDir
-from lmx.models.families import Llama
+from lmx.models.families.llama import Llama
 from lmx.models.model import Inputs, apply, init_params, logits
 
 

@@ -11,7 +11,8 @@ import pytest
 from lmx.errors import LmxError, UserError
 from lmx.experiment import Experiment, TrainConfig
 from lmx.kernels.cross_entropy import LossSums
-from lmx.models.families import Gpt2, Llama
+from lmx.models.families.gpt2 import Gpt2
+from lmx.models.families.llama import Llama
 from lmx.objectives.next_token import NextToken
 from lmx.optim.schedule import Schedule
 from lmx.sharding.mesh import MeshConfig

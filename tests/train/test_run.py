@@ -19,7 +19,7 @@ from lmx.checkpoint.config import CheckpointConfig
 from lmx.data.config import DataConfig, LocalFiles, TrainedBpe
 from lmx.errors import Interrupted, LmxError, UserError
 from lmx.experiment import EvalConfig, Experiment, RunDir, SampleConfig, TrainConfig
-from lmx.models.families import Llama
+from lmx.models.families.llama import Llama
 from lmx.optim.schedule import Schedule
 from lmx.train import run as run_module
 from lmx.train.metrics import MetricsLog

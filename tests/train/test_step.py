@@ -9,7 +9,9 @@ import pytest
 
 from lmx.errors import UserError
 from lmx.experiment import Experiment, TrainConfig
-from lmx.models.families import Gpt2, Llama
+from lmx.models.families.gpt2 import Gpt2
+from lmx.models.families.llama import Llama
+from lmx.nn.position import Rope
 from lmx.objectives.next_token import NextToken
 from lmx.optim.optimizer import AdamW
 from lmx.optim.schedule import Schedule
@@ -28,7 +30,7 @@ LLAMA = Llama(
     kv_heads=4,
     head_dim=8,
     hidden=64,
-    rope_theta=500.0,
+    rope=Rope(500.0),
 )
 BASE = Experiment(
     model=LLAMA,

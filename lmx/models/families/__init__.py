@@ -1,9 +1,24 @@
 """The model families: one short file each, a configuration with presets over the shared parts.
 
-Importing this package imports them all, so that a run's configuration can name any of them.
+Importing this package imports every file in it, so that a run's configuration or a ``config.json`` can name any of
+them: a new family is a new file, and nothing else.
 """
 
-from lmx.models.families.gpt2 import Gpt2
-from lmx.models.families.llama import Llama
+import importlib
+import pkgutil
 
-__all__ = ["Gpt2", "Llama"]
+from lmx.models.config import ModelConfig
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+
+def known() -> dict[str, type[ModelConfig]]:
+    """Every family's configuration, by the family's name and the other model types that it reads."""
+    found, rest = {}, [ModelConfig]
+    while rest:
+        cls = rest.pop()
+        rest += cls.__subclasses__()
+        if cls.__module__.startswith(f"{__name__}."):
+            found |= dict.fromkeys((cls.family, *cls.also), cls)
+    return found

@@ -1,16 +1,16 @@
 """GPT-2 (Radford et al. 2019): pre-norm, learned positions, biases, GELU (tanh form), tied output table."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from lmx.errors import UserError
 from lmx.models.config import ModelConfig
-from lmx.models.names import NameMap, conv1d, only, required, table, vector
-from lmx.models.specs import BlockSpec, ModelSpec, Segment, StackSpec, padded
+from lmx.models.config_map import ConfigMap, Reader
+from lmx.models.names import NameMap, conv1d, linear, table, vector
+from lmx.models.specs import BlockSpec, ModelSpec, StackSpec, padded
 from lmx.nn.attention import SelfAttention
-from lmx.nn.embedding import Embedding
+from lmx.nn.embedding import Embedding, Learned
 from lmx.nn.mlp import Mlp
 from lmx.nn.norm import LayerNorm
 
@@ -37,8 +37,18 @@ NAMES = NameMap(
         "layer/mlp/down/bias": vector(BLOCK + "mlp.c_proj.bias"),
         "final_norm/scale": vector("transformer.ln_f.weight"),
         "final_norm/bias": vector("transformer.ln_f.bias"),
+        "tasks/classes/out/kernel": linear("score.weight"),
+        "tasks/span/out/kernel": linear("qa_outputs.weight"),
+        "tasks/span/out/bias": vector("qa_outputs.bias"),
     },
     ignored=("*.attn.bias", "*.attn.masked_bias", "lm_head.weight"),
+    base="transformer.",
+    tasks={
+        "token_classification": {
+            "tasks/classes/out/kernel": linear("classifier.weight"),
+            "tasks/classes/out/bias": vector("classifier.bias"),
+        }
+    },
 )
 
 
@@ -59,6 +69,32 @@ class Gpt2(ModelConfig):
 
     family: ClassVar[str] = "gpt2"
     names: ClassVar[NameMap] = NAMES
+    config_map: ClassVar[ConfigMap] = ConfigMap(
+        keys={
+            "vocab": "vocab_size",
+            "context": "n_positions",
+            "layers": "n_layer",
+            "width": "n_embd",
+            "heads": "n_head",
+            "eps": "layer_norm_epsilon",
+        },
+        defaults={"eps": 1e-5},
+        only={
+            "activation_function": "gelu_new",
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "reorder_and_upcast_attn": False,
+            "tie_word_embeddings": True,
+        },
+        architectures={
+            "token_prediction": "GPT2LMHeadModel",
+            "sequence_classification": "GPT2ForSequenceClassification",
+            "token_classification": "GPT2ForTokenClassification",
+            "question_answering": "GPT2ForQuestionAnswering",
+            "embedding": "GPT2Model",
+        },
+        ignored=("n_ctx",),
+    )
 
     def spec(self) -> ModelSpec:
         """The model's shape. Raises UserError if the heads do not divide the width."""
@@ -75,6 +111,7 @@ class Gpt2(ModelConfig):
             kv_heads=self.heads,
             head_dim=self.width // self.heads,
             bias=True,
+            out_bias=True,
             attention_dropout=self.dropout,
             **common,
         )
@@ -83,25 +120,15 @@ class Gpt2(ModelConfig):
             vocab=self.vocab,
             width=self.width,
             context=self.context,
-            embedding=Embedding(padded(self.vocab), positions=self.context, dropout=self.dropout),
-            stack=StackSpec((Segment((BlockSpec((attention, mlp)),), self.layers),)),
+            embedding=Embedding(padded(self.vocab), positions=Learned(self.context), dropout=self.dropout),
+            stack=StackSpec.of([BlockSpec((attention, mlp))] * self.layers),
             final_norm=LayerNorm(eps=self.eps),
-            head=None,
+            head=self.head(tied=True),
+            tasks=self.task_heads(),
         )
 
     @classmethod
-    def from_huggingface(cls, config: Mapping[str, Any]) -> Self:
-        """The sizes in a ``config.json``; its dropout is for training, and stays off unless asked for."""
-        only(config, activation_function="gelu_new", scale_attn_weights=True, tie_word_embeddings=True)
-        only(config, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-        width = required(config, "n_embd")
-        if config.get("n_inner") is not None:
-            only(config, n_inner=4 * width)
-        return cls(
-            vocab=required(config, "vocab_size"),
-            context=required(config, "n_positions"),
-            layers=required(config, "n_layer"),
-            width=width,
-            heads=required(config, "n_head"),
-            eps=config.get("layer_norm_epsilon", 1e-5),
-        )
+    def read_more(cls, config: Reader) -> dict[str, Any]:
+        """Nothing more: the feed-forward layer is four times as wide as the residual stream."""
+        config.only("n_inner", 4 * config.value("n_embd"))
+        return {}

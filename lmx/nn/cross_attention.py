@@ -1,0 +1,99 @@
+"""Attention of a decoder to its encoder (Vaswani et al. 2017, 3.2.3)."""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+from flax import nnx
+
+from lmx.kernels.attention import attention
+from lmx.kernels.masks import Bidirectional
+from lmx.nn.attention import HEADS, KEYS, VALUES
+from lmx.nn.cache import LayerCache
+from lmx.nn.context import Context, SublayerOutput
+from lmx.nn.linear import Linear
+from lmx.nn.module import Part, dropout
+from lmx.nn.sublayer import Scores, Sublayer
+from lmx.sharding.rules import constrain
+
+
+@dataclass(frozen=True)
+class CrossAttention(Sublayer):
+    """Queries of the decoder over keys and values of ``context.memory``; a cache keeps those, written once."""
+
+    heads: int = 12
+    kv_heads: int = 12
+    head_dim: int = 64
+    bias: bool = False
+    """Biases on the query, key and value maps."""
+    out_bias: bool = False
+    """A bias on the output map."""
+    scale: float | None = None
+    """Multiplies the scores; 1 / sqrt(head_dim) by default."""
+    attention_dropout: float = 0.0
+    """Dropout on the attention probabilities."""
+
+    @property
+    def name(self) -> str:
+        """The sublayer's key in the parameters."""
+        return "cross_attention"
+
+    def inner(self, width: int) -> Part:
+        """The module for inputs [batch, length, width]."""
+        return Part(functools.partial(CrossAttentionModule, self, width))
+
+    def cache_streams(self, batch: int, slots: int, memory: int = 0) -> dict[str, tuple[int, ...]]:
+        """The shapes of the encoder's keys and values."""
+        heads = (batch, self.kv_heads)
+        return {"key": (*heads, self.head_dim, memory), "value": (*heads, memory, self.head_dim)}
+
+    @property
+    def scores(self) -> Scores:
+        """Every query head with a key and a value of ``head_dim``, over all of the encoder's positions."""
+        return Scores(2 * self.heads * self.head_dim, Bidirectional(), memory=True)
+
+
+class CrossAttentionModule(nnx.Module):
+    """[batch, length, embed] -> [batch, length, embed]."""
+
+    def __init__(self, spec: CrossAttention, width: int, rngs: nnx.Rngs):
+        self.spec = spec
+        linear = functools.partial(Linear, rngs=rngs)
+        queries, keys = (spec.heads, spec.head_dim), (spec.kv_heads, spec.head_dim)
+        self.query = linear((width,), queries, ("embed", "heads", "head_dim"), std=spec.std, bias=spec.bias)
+        self.key = linear((width,), keys, ("embed", "kv_heads", "head_dim"), std=spec.std, bias=spec.bias)
+        self.value = linear((width,), keys, ("embed", "kv_heads", "head_dim"), std=spec.std, bias=spec.bias)
+        self.out = linear(queries, (width,), ("heads", "head_dim", "embed"), std=spec.out_std, bias=spec.out_bias)
+
+    def __call__(self, x: jax.Array, context: Context) -> SublayerOutput:
+        spec = self.spec
+        seen = self._remembered(context, x)
+        mixed = attention(
+            constrain(self.query(x), HEADS),
+            seen.streams["key"].astype(x.dtype),
+            seen.streams["value"].astype(x.dtype),
+            mask=Bidirectional(),
+            query_positions=context.positions,
+            key_positions=seen.view.memory_positions,
+            query_segments=context.segments,
+            key_segments=seen.view.memory_segments,
+            scale=spec.scale,
+            dropout=spec.attention_dropout,
+            dropout_key=context.fold(1).key,
+        )
+        out = dropout(self.out(constrain(mixed, HEADS)), spec.dropout, context.fold(0).key)
+        return SublayerOutput(out, seen if context.cache is not None else None)
+
+    def _remembered(self, context: Context, x: jax.Array) -> LayerCache:
+        """The encoder's keys and values: of the memory where it is given, else of the cache."""
+        if context.memory is None:
+            assert context.cache is not None, "cross-attention has neither a memory nor a cache"
+            return context.cache
+        key, value = self.key(context.memory.hidden), self.value(context.memory.hidden)
+        streams = {
+            "key": constrain(key.transpose(0, 2, 3, 1), KEYS),
+            "value": constrain(value.swapaxes(1, 2), VALUES),
+        }
+        if context.cache is None:
+            return LayerCache(streams, context.memory.view)
+        return context.cache.put("key", streams["key"]).put("value", streams["value"])
