@@ -19,7 +19,6 @@ import pytest
 from goldens import Golden, load_golden
 
 
-
 @pytest.fixture(scope="session", autouse=True)
 def own_data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """No test reads or fills the user's cache."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmx.decode.generate import left_padded, slots_for
+from lmx.decode.generate import decoder_inputs, slots_for
 from lmx.decode.loop import Program, decode_chunk, prefill
 from lmx.decode.sampling import Sampling
 from lmx.errors import UserError
@@ -33,13 +33,13 @@ def bench_decode(
             f"least 1, and a prompt with its new tokens fits the model's context of {spec.context}"
         )
     prompts = np.random.default_rng(0).integers(1, spec.vocab, (batch, prompt_length)).tolist()
-    inputs, sampling = left_padded(prompts), Sampling(temperature=0)
+    (inputs, source), sampling = decoder_inputs(spec, prompts), Sampling(temperature=0)
     program, slots = Program(spec, sampling.filters), slots_for(inputs, new_tokens)
     seeds, never = jax.random.split(jax.random.key(0), batch), jnp.array([-1], jnp.int32)
     runs = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        state = prefill(program, params, inputs, seeds, never, sampling.values(), slots=slots)
+        state = prefill(program, params, inputs, seeds, never, sampling.values(), slots=slots, source=source)
         jax.block_until_ready(state.token)
         filled = time.perf_counter()
         state, tokens, _ = decode_chunk(program, params, state, new_tokens, steps=new_tokens)
@@ -65,6 +65,7 @@ def bench_decode(
 
 
 def _bytes_read(params: Params, cache: Any) -> int:
-    """What a step reads: every weight but the positions' table, and the cache."""
-    arrays = jax.tree.leaves([params["stack"], params.get("head", params["embedding"]["table"]), cache])
+    """What a step reads: every weight of the decoder but the positions' table, and the cache."""
+    table = params.get("head", {}).get("table", params["embedding"]["table"])
+    arrays = jax.tree.leaves([params["stack"], table, cache])
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays)

@@ -1,6 +1,6 @@
 """From prompts to completions: padding, the compiled loop, stop strings, and text as it comes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -87,11 +87,16 @@ class Generator:
       spec: the model's shape.
       params: with unstacked layers, in the dtype to compute in.
       tokenizer: text <-> tokens.
+      stops: tokens that end a completion, beside the tokenizer's end of text.
+      encode: a prompt's tokens; by default as documents begin in training, with the end-of-text token, or as an
+        encoder's input ends, with the same.
     """
 
     spec: ModelSpec
     params: Params
     tokenizer: TextTokenizer
+    stops: tuple[int, ...] = ()
+    encode: Callable[[str], list[int]] | None = None
 
     def stream(
         self,
@@ -111,15 +116,12 @@ class Generator:
         if not prompts:
             raise UserError("there is no prompt to continue; give at least one")
         encoded = [self._encode(p, i, max_new_tokens) for i, p in enumerate(prompts)]
-        rows = [
-            Row(TextStream(self.tokenizer), frozenset([self.tokenizer.end_id]), tuple(stop), max_new_tokens)
-            for _ in prompts
-        ]
-        program, inputs = Program(self.spec, sampling.filters), left_padded(encoded)
+        ends = frozenset([self.tokenizer.end_id, *self.stops])
+        rows = [Row(TextStream(self.tokenizer), ends, tuple(stop), max_new_tokens) for _ in prompts]
+        program, (inputs, source) = Program(self.spec, sampling.filters), decoder_inputs(self.spec, encoded)
         keys = jax.vmap(jax.random.key)(jnp.array([s & 0xFFFFFFFF for s in seeds], jnp.uint32))
-        stops = jnp.array([self.tokenizer.end_id], jnp.int32)
-        slots = slots_for(inputs, max_new_tokens)
-        state = prefill(program, self.params, inputs, keys, stops, sampling.values(), slots=slots)
+        stops, slots = jnp.array(sorted(ends), jnp.int32), slots_for(inputs, max_new_tokens)
+        state = prefill(program, self.params, inputs, keys, stops, sampling.values(), slots=slots, source=source)
         for start in range(0, max_new_tokens, chunk):
             count = min(chunk, max_new_tokens - start)
             state, tokens, logprobs = decode_chunk(program, self.params, state, count, steps=chunk)
@@ -145,16 +147,29 @@ class Generator:
         return completed(list(chunks)[-1][0])
 
     def _encode(self, prompt: str, index: int, new: int) -> list[int]:
-        """A prompt begins as documents do in training: with the end-of-text token."""
-        tokens = [self.tokenizer.end_id, *self.tokenizer.encode(prompt)]
+        tokens = self.encode(prompt) if self.encode else self._as_trained(prompt)
         if new < 1:
             raise UserError(f"max_new_tokens is {new}, expected at least 1")
-        if len(tokens) + new > self.spec.context:
+        # The encoder has the context for the prompt, and the decoder has it for the start token and the new ones.
+        room = self.spec.context if self.spec.encoder else self.spec.context - new
+        if len(tokens) > room or new >= self.spec.context:
             raise UserError(
                 f"prompt {index} has {len(tokens)} tokens, which with {new} new ones exceeds the model's context of "
-                f"{self.spec.context}; shorten it to {max(self.spec.context - new, 0)} tokens or ask for fewer"
+                f"{self.spec.context}; shorten it to {max(room, 0)} tokens or ask for fewer"
             )
         return tokens
+
+    def _as_trained(self, prompt: str) -> list[int]:
+        tokens, end = self.tokenizer.encode(prompt), self.tokenizer.end_id
+        return [end, *tokens] if self.spec.encoder is None else [*tokens, end]
+
+
+def decoder_inputs(spec: ModelSpec, prompts: Sequence[Sequence[int]]) -> tuple[Inputs, Inputs | None]:
+    """What is decoded from: the prompts; of an encoder-decoder the start token, and the prompts for its encoder."""
+    padded = left_padded(prompts)
+    if spec.encoder is None:
+        return padded, None
+    return Inputs.whole(jnp.full((len(prompts), 1), spec.encoder.decoder_start, jnp.int32)), padded
 
 
 def completed(rows: Sequence[Row]) -> list[Completion]:

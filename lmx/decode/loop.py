@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lmx.decode.sampling import Filters, choose
-from lmx.models.model import Inputs, apply, empty_cache, logits
+from lmx.models.model import Inputs, apply, empty_cache, encode, logits
 from lmx.models.specs import ModelSpec
 from lmx.nn.cache import Cache
 from lmx.nn.module import Params
@@ -57,6 +57,7 @@ def prefill(
     values: dict[str, jax.Array],
     *,
     slots: int,
+    source: Inputs | None = None,
 ) -> Decoding:
     """Reads the prompts and chooses each row's first token.
 
@@ -68,10 +69,14 @@ def prefill(
       stops: int32 [stops], tokens that end a row.
       values: the sampling's.
       slots: cache positions; prompts and completions must fit.
+      source: what the encoder of an encoder-decoder reads, [batch, source_length]; ``inputs`` are then what the
+        decoder starts with.
     """
     spec, batch = program.spec, inputs.tokens.shape[0]
-    cache = empty_cache(spec, batch, slots, params["embedding"]["table"].dtype)
-    out = apply(spec, params, inputs, cache=cache)
+    memory = None if source is None else encode(spec, params, source)[0]
+    length = 0 if source is None else source.tokens.shape[1]
+    cache = empty_cache(spec, batch, slots, params["embedding"]["table"].dtype, length)
+    out = apply(spec, params, inputs, memory=memory, cache=cache)
     seen = jnp.zeros((batch, spec.vocab if program.filters.penalised else 0), bool)
     if program.filters.penalised:
         rows = jnp.arange(batch)[:, None]

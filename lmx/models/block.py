@@ -11,6 +11,7 @@ from lmx.models.specs import BlockSpec
 from lmx.nn.cache import Streams
 from lmx.nn.context import Context, SublayerOutput
 from lmx.nn.module import Part
+from lmx.nn.norm import build_norm
 from lmx.nn.sublayer import Sublayer
 from lmx.sharding.rules import constrain
 
@@ -37,8 +38,7 @@ class Block(nnx.Module):
         for name, sublayer in zip(spec.names(), spec.sublayers, strict=True):
             setattr(self, name, sublayer.inner(width).build(rngs))
             for place in NORMS:
-                norm = getattr(sublayer, place)
-                setattr(self, f"{name}_{place}", norm and norm.part(width).build(rngs))
+                setattr(self, f"{name}_{place}", build_norm(getattr(sublayer, place), width, rngs))
 
     def __call__(self, x: jax.Array, contexts: dict[str, Context]) -> BlockOutput:
         """Applies the sublayers, each with its context."""

@@ -12,7 +12,6 @@ from lmx.models.specs import ModelSpec, padded
 from lmx.nn.head import Head, SequenceHead, TaskHead, TokenHead
 
 
-
 @dataclass(frozen=True)
 class ModelConfig(abc.ABC):
     """A family's own few numbers, from which it builds the model's spec."""

@@ -30,8 +30,8 @@ _HARMLESS = (
     "mask_token_id max_length model_type num_labels output_attentions output_hidden_states output_past pad_token_id "
     "position_embedding_type prefix pretraining_tp problem_type quantization_config resid_pdrop return_dict "
     "sep_token_id summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj "
-    "task_specific_params tie_encoder_decoder tokenizer_class torch_dtype torchscript transformers_version unk_token_id use_bfloat16 "
-    "use_cache"
+    "task_specific_params tie_encoder_decoder tokenizer_class torch_dtype torchscript transformers_version "
+    "unk_token_id use_bfloat16 use_cache"
 )
 HARMLESS = frozenset(_HARMLESS.split())
 """Keys that leave the computed function as it is (dropout is for training, and stays off unless asked for), or that

@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -13,7 +13,7 @@ from lmx.kernels.relative import RelativeBuckets
 from lmx.nn.context import Context, SublayerOutput
 from lmx.nn.linear import Linear
 from lmx.nn.module import Part, dropout, parameter
-from lmx.nn.norm import Norm
+from lmx.nn.norm import Norm, build_norm
 from lmx.nn.position import Rope
 from lmx.nn.sublayer import Scores, Sublayer
 from lmx.sharding.rules import constrain
@@ -85,10 +85,9 @@ class SelfAttentionModule(nnx.Module):
         self.query_norm, self.key_norm = (self._norm(heads, rngs) for heads in (spec.heads, spec.kv_heads))
         self.sinks = parameter(rngs, (spec.heads,), ("heads",), nnx.initializers.zeros) if spec.sinks else None
 
-    def _norm(self, heads: int, rngs: nnx.Rngs) -> nnx.Module | None:
-        spec = self.spec
-        across = heads if spec.qk_norm_over == "heads" else 1
-        return spec.qk_norm and spec.qk_norm.part(across * spec.head_dim).build(rngs)
+    def _norm(self, heads: int, rngs: nnx.Rngs) -> Any:
+        across = heads if self.spec.qk_norm_over == "heads" else 1
+        return build_norm(self.spec.qk_norm, across * self.spec.head_dim, rngs)
 
     def __call__(self, x: jax.Array, context: Context) -> SublayerOutput:
         spec = self.spec
@@ -120,10 +119,10 @@ class SelfAttentionModule(nnx.Module):
         )
         return SublayerOutput(dropout(self.out(constrain(mixed, HEADS)), spec.dropout, context.fold(0).key), cache)
 
-    def _placed(self, x: jax.Array, norm: nnx.Module | None, context: Context) -> jax.Array:
+    def _placed(self, x: jax.Array, norm: Any, context: Context) -> jax.Array:
         """Queries or keys [batch, length, heads, head_dim], normalised and rotated."""
         if norm is not None:
             flat = x.reshape(*x.shape[:2], -1) if self.spec.qk_norm_over == "heads" else x
-            x = norm(flat).reshape(x.shape)  # type: ignore[operator]
+            x = norm(flat).reshape(x.shape)
         rope = self.spec.rope
         return x if rope is None else rope.rotate(x, context.positions, context.reach)

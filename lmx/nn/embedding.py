@@ -11,7 +11,7 @@ from flax import nnx
 
 from lmx.nn.context import Context
 from lmx.nn.module import Part, dropout, parameter
-from lmx.nn.norm import Norm
+from lmx.nn.norm import Norm, build_norm
 from lmx.sharding.rules import constrain
 
 
@@ -95,7 +95,7 @@ class EmbeddingModule(nnx.Module):
         self.table = parameter(rngs, (spec.vocab, width), ("vocab", "embed"), init) if spec.vocab else None
         self.position = parameter(rngs, (rows, width), ("position", "embed"), init) if rows else None
         self.type = parameter(rngs, (spec.types, width), (None, "embed"), init) if spec.types else None
-        self.norm = spec.norm and spec.norm.part(width).build(rngs)
+        self.norm = build_norm(spec.norm, width, rngs)
 
     def __call__(self, tokens: jax.Array, context: Context, table: jax.Array | None = None) -> jax.Array:
         spec = self.spec

@@ -13,7 +13,7 @@ from lmx.nn.activation import ACTIVATIONS, Activation
 from lmx.nn.context import Context
 from lmx.nn.linear import Linear
 from lmx.nn.module import Part, dropout, parameter
-from lmx.nn.norm import Norm
+from lmx.nn.norm import Norm, build_norm
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TransformModule(nnx.Module):
     def __init__(self, spec: Transform, width: int, rngs: nnx.Rngs):
         self.spec = spec
         self.dense = Linear((width,), (width,), ("embed", None), std=spec.std, bias=spec.bias, rngs=rngs)
-        self.norm = spec.norm and spec.norm.part(width).build(rngs)
+        self.norm = build_norm(spec.norm, width, rngs)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         x = ACTIVATIONS[self.spec.activation](self.dense(dropout(x, self.spec.dropout, key)))

@@ -94,7 +94,7 @@ class LatentAttentionModule(nnx.Module):
         spec = self.spec
         nope, turned = jnp.split(constrain(self._query(x), HEADS), [spec.nope_dim], axis=-1)
         turned = spec.rope.rotate(turned, context.positions, context.reach)
-        latent = self.latent_norm(self.latent(x))  # type: ignore[operator]
+        latent = self.latent_norm(self.latent(x))
         rope_key = spec.rope.rotate(self.rope_key(x)[:, :, None], context.positions, context.reach)
         if context.cache is None:
             mixed, cache = self._expanded(nope, turned, latent, rope_key, context), None
@@ -105,7 +105,7 @@ class LatentAttentionModule(nnx.Module):
     def _query(self, x: jax.Array) -> jax.Array:
         if self.spec.q_lora is None:
             return self.query(x)
-        return self.query_up(self.query_norm(self.query_down(x)))  # type: ignore[operator]
+        return self.query_up(self.query_norm(self.query_down(x)))
 
     def _attend(
         self, query: jax.Array, key: jax.Array, value: jax.Array, context: Context, cache: LayerCache | None

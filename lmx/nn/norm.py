@@ -3,6 +3,7 @@
 import abc
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,11 @@ class Norm(abc.ABC):
     @abc.abstractmethod
     def part(self, width: int) -> Part:
         """The module for inputs [..., width]."""
+
+
+def build_norm(norm: Norm | None, width: int, rngs: nnx.Rngs) -> Any:
+    """The module of a norm for inputs [..., width], or None where there is none."""
+    return None if norm is None else norm.part(width).build(rngs)
 
 
 @dataclass(frozen=True)

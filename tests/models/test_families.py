@@ -145,7 +145,7 @@ def token_loss(golden: Golden) -> Callable[[Any], jax.Array]:
     def loss(params: Any) -> jax.Array:
         hidden, _, told = hidden_of(golden, params)
         sums = vocabulary_loss(readout(golden.spec, params, hidden), targets, weights.astype(jnp.float32))
-        others = sum((jnp.square(task(golden.spec, params, h.name, hidden, inputs)).mean() for h in golden.spec.tasks))
+        others = sum(jnp.square(task(golden.spec, params, h.name, hidden, inputs)).mean() for h in golden.spec.tasks)
         return sums.total / sums.weight, aux_sum(told, "loss") + others
 
     return loss

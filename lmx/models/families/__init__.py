@@ -15,7 +15,8 @@ for _module in pkgutil.iter_modules(__path__):
 
 def known() -> dict[str, type[ModelConfig]]:
     """Every family's configuration, by the family's name and the other model types that it reads."""
-    found, rest = {}, [ModelConfig]
+    found: dict[str, type[ModelConfig]] = {}
+    rest = ModelConfig.__subclasses__()
     while rest:
         cls = rest.pop()
         rest += cls.__subclasses__()

@@ -140,8 +140,8 @@ class Bart(ModelConfig):
             "embedding": "BartModel",
         },
         ignored=(
-            *("activation_dropout", "classif_dropout", "decoder_layerdrop", "encoder_layerdrop", "gradient_checkpointing"),
-            *("num_hidden_layers", "early_stopping", "no_repeat_ngram_size", "num_beams", "length_penalty", "min_length"),
+            *("activation_dropout", "classif_dropout", "decoder_layerdrop", "encoder_layerdrop", "num_hidden_layers"),
+            *("early_stopping", "no_repeat_ngram_size", "num_beams", "length_penalty", "min_length"),  # generation's
         ),
     )
 
@@ -150,10 +150,10 @@ class Bart(ModelConfig):
         for heads in (self.encoder_heads, self.decoder_heads):
             if self.width % heads:
                 raise UserError(f"model.width {self.width} is not divisible by {heads} heads")
-        encoder = BlockSpec((self.attention(self.encoder_heads, mask=Bidirectional()), self.mlp(self.encoder_hidden)))
-        decoder = BlockSpec(
-            (self.attention(self.decoder_heads), self.cross_attention(self.decoder_heads), self.mlp(self.decoder_hidden))
-        )
+        look = self.attention(self.encoder_heads, mask=Bidirectional())
+        look_back, cross = self.attention(self.decoder_heads), self.cross_attention(self.decoder_heads)
+        encoder = BlockSpec((look, self.mlp(self.encoder_hidden)))
+        decoder = BlockSpec((look_back, cross, self.mlp(self.decoder_hidden)))
         return ModelSpec(
             vocab=self.vocab,
             width=self.width,
@@ -202,7 +202,9 @@ class Bart(ModelConfig):
         """A row is classified by the decoder's state at its last token, which ends the text."""
         if self.task == "question_answering":
             return (TokenHead("span", 2),)
-        head = SequenceHead("classes", self.classes, Transform("tanh", dropout=self.dropout), dropout=self.dropout, pool="last")
+        head = SequenceHead(
+            "classes", self.classes, Transform("tanh", dropout=self.dropout), dropout=self.dropout, pool="last"
+        )
         return (head,) if self.task == "sequence_classification" else ()
 
 

@@ -174,11 +174,11 @@ class Bert(ModelConfig):
     @classmethod
     def read_more(cls, config: Reader) -> dict[str, Any]:
         """Whether there is a pooler, where the file says so."""
-        return {"pooler": config.value("add_pooling_layer", True)}
+        return {"pooler": config.value("has_pooler", True)}
 
     def write_more(self) -> dict[str, Any]:
         """That there is none; transformers' files do not say it, its class is the same."""
-        return {} if self.pooler else {"add_pooling_layer": False}
+        return {} if self.pooler else {"has_pooler": False}
 
     def for_tensors(self, names: Collection[str]) -> Self:
         """The same, without the pooler if a bare model's checkpoint lacks it."""

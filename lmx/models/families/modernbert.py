@@ -96,6 +96,8 @@ class ModernBert(ModelConfig):
     """A bias for each token that is predicted."""
     pooling: Literal["cls", "mean"] = "cls"
     """What of a row is classified: its first token, or the mean over all."""
+    padding: int | None = None
+    """The padding token, which transformers wants to know."""
     dropout: float = 0.0
     """Dropout on embeddings, feed-forward outputs and in the heads."""
 
@@ -117,6 +119,7 @@ class ModernBert(ModelConfig):
             "head_bias": "classifier_bias",
             "vocab_bias": "decoder_bias",
             "pooling": "classifier_pooling",
+            "padding": "pad_token_id",
         },
         defaults={
             "context": 8192,
@@ -128,6 +131,7 @@ class ModernBert(ModelConfig):
             "head_bias": False,
             "vocab_bias": True,
             "pooling": "cls",
+            "padding": None,
         },
         only={"hidden_activation": "gelu", "classifier_activation": "gelu", "tie_word_embeddings": True},
         architectures=encoder_tasks("ModernBert"),
@@ -226,7 +230,7 @@ def _every(kinds: tuple[str, ...] | list[str], given: int) -> int:
 
 
 PRESETS = {
-    "modernbert_base": ModernBert(pooling="mean"),
-    "modernbert_large": ModernBert(layers=28, width=1024, heads=16, hidden=2624, pooling="mean"),
+    "modernbert_base": ModernBert(pooling="mean", padding=50283),
+    "modernbert_large": ModernBert(layers=28, width=1024, heads=16, hidden=2624, pooling="mean", padding=50283),
 }
 """Published sizes."""

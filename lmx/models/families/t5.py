@@ -148,8 +148,8 @@ class T5(ModelConfig):
             raise UserError(f"model.feed_forward is {self.feed_forward!r}, expected one of {', '.join(PROJECTIONS)}")
         norm = RmsNorm(eps=self.eps)
         common: dict[str, Any] = {"norm_in": norm, "dropout": self.dropout}
-        heads = {"heads": self.heads, "kv_heads": self.heads, "head_dim": self.head_dim, "scale": 1.0}
-        heads |= {"attention_dropout": self.dropout}
+        heads: dict[str, Any] = {"heads": self.heads, "kv_heads": self.heads, "head_dim": self.head_dim}
+        heads |= {"scale": 1.0, "attention_dropout": self.dropout}
         both, back = (RelativeBuckets(self.buckets, self.max_distance, bidirectional=b) for b in (True, False))
         mlp = Mlp(hidden=self.hidden, activation=PROJECTIONS[self.feed_forward], **common)
         look = SelfAttention(mask=Bidirectional(), relative=both, **heads, **common)

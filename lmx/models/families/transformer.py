@@ -80,7 +80,7 @@ class Transformer(ModelConfig):
         if self.width % 2:
             raise UserError(f"model.width {self.width} is odd; sinusoidal positions come in pairs: make it even")
         common: dict[str, Any] = {"norm_residual": LayerNorm(eps=self.eps), "dropout": self.dropout}
-        heads = {"heads": self.heads, "kv_heads": self.heads, "head_dim": self.head_dim}
+        heads: dict[str, Any] = {"heads": self.heads, "kv_heads": self.heads, "head_dim": self.head_dim}
         mlp = Mlp(hidden=self.hidden, activation="relu", bias=True, **common)
         encoder = BlockSpec((SelfAttention(mask=Bidirectional(), **heads, **common), mlp))
         decoder = BlockSpec((SelfAttention(**heads, **common), CrossAttention(**heads, **common), mlp))
