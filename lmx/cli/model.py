@@ -163,9 +163,8 @@ def tree(summary: Summary, depth: int = 0) -> str:
         table.add_column(name, no_wrap=True, justify="right")
     for label, shape, part in _rows(summary, (), "", depth or 99):
         flops = part.weight_flops + part.score_flops
-        numbers = [scaled(part.count, COUNTS), scaled(part.bytes, BYTES)]
-        numbers += [scaled(part.device_bytes, BYTES)] if meshed else []
-        table.add_row(label, shape, *numbers, scaled(flops, FLOPS) if flops else "-")
+        amounts = [(part.count, COUNTS), (part.bytes, BYTES), *[(part.device_bytes, BYTES)] * meshed, (flops, FLOPS)]
+        table.add_row(label, shape, *(scaled(number, units) if number else "-" for number, units in amounts))
     console = Console(file=io.StringIO(), width=250, highlight=False, markup=False, emoji=False)
     console.print(table)
     return "\n".join(line.rstrip() for line in cast(io.StringIO, console.file).getvalue().splitlines())
@@ -200,7 +199,7 @@ def _layers(part: Summary, path: tuple[str, ...]) -> str:
     layers = part.parameters[0].weight.layers
     if layers is None or not path[-1].startswith("block_"):
         return ""
-    every = f", every {layers.step}th" if layers.step > 1 and len(layers) > 1 else ""
+    every = f" in steps of {layers.step}" if layers.step > 1 else ""
     return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}-{layers[-1]}{every}"
 
 
@@ -236,10 +235,8 @@ def _cache(dtype: str, summary: Summary) -> str:
 
 def _kind(kept: Kept) -> str:
     assert kept.most is not None
-    whole = scaled(kept.row(kept.most), BYTES)
-    return (
-        f"of that {scaled(kept.bytes, BYTES)} in {kept.layers} layers that need {kept.most} positions, {whole}, at most"
-    )
+    each, whole = scaled(kept.bytes, BYTES), scaled(kept.row(kept.most), BYTES)
+    return f"of that {each} in {kept.layers} layers that need at most {kept.most} positions ({whole})"
 
 
 def scaled(number: float, units: str) -> str:

@@ -1,18 +1,18 @@
 """Tokenizers: one interface over tokenizer.json, SentencePiece and tiktoken; training a byte-level BPE.
 
-A tokenizer never adds special tokens by itself, and never reads one out of text: the words "<|endoftext|>"
-in a document are text. ``end_id`` marks the boundary of documents and the end of what is generated.
+Documents are encoded without special tokens, and none is read out of text: the words "<|endoftext|>" in a document
+are text. ``end_id`` marks the boundary of documents and the end of what is generated. Prompts are encoded as the model
+that the tokenizer came with reads them: with what its post-processor puts around them, and with special tokens in the
+text as what they stand for.
 """
 
 import abc
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from lmx.data import cache
 from lmx.data.config import TokenizerFile
 from lmx.errors import UserError
 
@@ -28,6 +28,11 @@ KNOWN_ENDS = (
 )
 BATCH_BYTES = 1 << 20
 SETTINGS = "tokenizer_config.json"
+FILES = (
+    *("tokenizer.json", "tokenizer.tiktoken", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("source.spm", "vocab.txt", "vocab.json"),
+)
+"""What a tokenizer is read from, the first of these that is there."""
 # Words with one leading space, up to three digits, runs of punctuation, newlines apart from indentation: the
 # pattern of cl100k_base, which suits code better than that of GPT-2.
 SPLIT = (
@@ -36,18 +41,31 @@ SPLIT = (
 )
 
 
+Text = str | tuple[str, str]
+"""A text, or a pair of texts for models that read two."""
+
+
+class Encoded(NamedTuple):
+    """A prompt: its token ids, and for each token which text of a pair it belongs to, as the tokenizer counts."""
+
+    ids: list[int]
+    types: list[int]
+
+
 class TextTokenizer(abc.ABC):
     """Text to token ids and back.
 
     Attributes:
       vocab_size: the number of token ids, special tokens included; ids are below it.
       end_id: the token that ends a document.
-      fingerprint: a hash of all that decides which tokens a text becomes.
+      fingerprint: a hash of all that decides which tokens a document becomes.
+      special_tokens: the special tokens that have a role, by its name: ``bos_token``, ``eos_token``, ``pad_token``, ...
     """
 
     vocab_size: int
     end_id: int
     fingerprint: str
+    special_tokens: Mapping[str, str]
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -56,6 +74,32 @@ class TextTokenizer(abc.ABC):
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, without special tokens."""
         return self.encode_batch([text])[0]
+
+    @abc.abstractmethod
+    def encode_prompts(self, texts: Sequence[Text], *, around: bool = True) -> list[Encoded]:
+        """The tokens of each text or pair as a model reads a prompt: special tokens in the text are taken as such.
+
+        Args:
+          texts: what to encode.
+          around: whether special tokens are put around it; a rendered chat brings its own.
+
+        Raises:
+          UserError: a pair, of a tokenizer that reads single texts.
+        """
+
+    @abc.abstractmethod
+    def token_id(self, token: str) -> int | None:
+        """The id of a token, special or not; None if there is no such token."""
+
+    @abc.abstractmethod
+    def for_documents(self) -> "TextTokenizer":
+        """The same for a model that was trained on packed documents: its prompts begin with the end of another."""
+
+    @property
+    def start_id(self) -> int | None:
+        """The special token that prompts begin with; None if they begin with their text."""
+        (prompt,), text = self.encode_prompts(["a"]), self.encode("a")
+        return prompt.ids[0] if prompt.ids[:1] != text[:1] else None
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
@@ -68,52 +112,6 @@ class TextTokenizer(abc.ABC):
     @abc.abstractmethod
     def save(self, directory: Path | str) -> None:
         """Writes files into ``directory`` from which :func:`load_tokenizer` makes the same tokenizer."""
-
-
-class HuggingFaceTokenizer(TextTokenizer):
-    """A ``tokenizer.json``, given by its content."""
-
-    def __init__(self, content: str, end_token: str) -> None:
-        from tokenizers import Tokenizer
-
-        self._content, self._end_token = content, end_token
-        self._tokenizer = Tokenizer.from_str(content)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = True  # that is: as plain text
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.end_id = known_token(self._tokenizer.token_to_id(end_token), end_token, self._specials())
-        self.fingerprint = cache.digest("tokenizer.json", content, end_token)
-
-    def _specials(self) -> list[str]:
-        return [t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.special]
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """See :class:`TextTokenizer`."""
-        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """See :class:`TextTokenizer`."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
-
-    def token_bytes(self) -> np.ndarray:
-        """See :class:`TextTokenizer`."""
-        byte_level = '"type":"ByteLevel"' in json.dumps(json.loads(self._content)["decoder"], separators=(",", ":"))
-        lengths = np.zeros(self.vocab_size, np.int32)
-        for token, index in self._tokenizer.get_vocab(with_added_tokens=True).items():
-            lengths[index] = len(token) if byte_level else piece_bytes(token)
-        for index, added in self._tokenizer.get_added_tokens_decoder().items():
-            lengths[index] = 0 if added.special else len(added.content.encode())
-        return lengths
-
-    def save(self, directory: Path | str) -> None:
-        """See :class:`TextTokenizer`; the files are those of a Hugging Face model."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        (Path(directory) / "tokenizer.json").write_text(self._content, encoding="utf-8")
-        cache.write_json(
-            Path(directory) / SETTINGS,
-            {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._end_token},
-        )
 
 
 def piece_bytes(piece: str) -> int:
@@ -173,6 +171,8 @@ def train_bpe(texts: Iterator[str], vocab_size: int, *, progress: bool = False) 
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+    from lmx.data.tokenizer_json import HuggingFaceTokenizer
+
     if vocab_size < 257:
         raise UserError(f"vocab_size is {vocab_size}, expected at least 257 (256 bytes and the end of text)")
     tokenizer = Tokenizer(models.BPE())
@@ -220,42 +220,32 @@ def load_tokenizer(directory: Path | str, end_token: str | None = None) -> TextT
     Raises:
       UserError: there is none.
     """
-    names = ("tokenizer.json", "tokenizer.tiktoken", "tokenizer.model")
-    for file in (Path(directory) / name for name in names):
-        if file.exists():
-            return open_tokenizer(TokenizerFile(path=str(file), end_token=end_token))
-    raise UserError(f"{directory} has no tokenizer: expected one of {', '.join(names)}")
+    file = tokenizer_file(directory)
+    if file is None:
+        raise UserError(f"{directory} has no tokenizer: expected one of {', '.join(FILES)}")
+    return open_tokenizer(TokenizerFile(path=str(file), end_token=end_token))
+
+
+def tokenizer_file(directory: Path | str) -> Path | None:
+    """The file in a directory that says what the tokenizer is; None if there is none."""
+    return next((Path(directory) / name for name in FILES if (Path(directory) / name).is_file()), None)
 
 
 def _open_file(path: Path, end_token: str | None) -> TextTokenizer:
-    settings = _settings(path.parent)
-    end_token = end_token or settings.get("eos_token")
-    if path.suffix == ".json":
-        content = path.read_text(encoding="utf-8")
-        return HuggingFaceTokenizer(content, end_token or _guessed_end(content, path))
-    from lmx.data import tokenizer_extras
+    from lmx.data import tokenizer_extras, tokenizer_files
 
+    settings = tokenizer_files.read_settings(path.parent)
+    end_token = end_token or settings.get("eos_token")
+    if path.suffix in (".json", ".txt"):
+        from lmx.data.tokenizer_json import HuggingFaceTokenizer
+
+        content = tokenizer_files.as_json(path, settings)
+        return HuggingFaceTokenizer(content, end_token or tokenizer_files.guessed_end(content, path), settings)
+    if path.suffix == ".spm":
+        from lmx.data.tokenizer_marian import MarianTokenizer
+
+        return MarianTokenizer.of(path.parent, end_token)
     data = path.read_bytes()
     if path.suffix == ".tiktoken" or tokenizer_extras.is_tiktoken(data):
-        return tokenizer_extras.TiktokenTokenizer(data, settings.get("tiktoken", path.stem), end_token)
-    return tokenizer_extras.SentencePieceTokenizer(data, end_token)
-
-
-def _settings(directory: Path) -> dict[str, Any]:
-    file = directory / SETTINGS
-    settings = cache.read_json(file) if file.exists() else {}
-    end = settings.get("eos_token")
-    return settings | {"eos_token": end.get("content") if isinstance(end, dict) else end}
-
-
-def _guessed_end(content: str, path: Path) -> str:
-    data = json.loads(content)
-    tokens = [t["content"] for t in data.get("added_tokens", []) if t.get("special")]
-    for token in KNOWN_ENDS:
-        if token in tokens:
-            return token
-    raise UserError(
-        f"{path} does not say which token ends a document; its special tokens are "
-        f"{', '.join(tokens) or 'none'}: "
-        "set end_token to one of them"
-    )
+        return tokenizer_extras.TiktokenTokenizer(data, settings.get("tiktoken", path.stem), end_token, settings)
+    return tokenizer_extras.SentencePieceTokenizer(data, end_token, tokenizer_files.with_defaults(path.name, settings))

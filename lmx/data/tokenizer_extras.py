@@ -2,14 +2,26 @@
 
 import base64
 import importlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from lmx.data import cache
-from lmx.data.tokenizer import END_OF_TEXT, SETTINGS, SPLIT, TextTokenizer, known_token, piece_bytes
+from lmx.data.tokenizer import (
+    END_OF_TEXT,
+    SETTINGS,
+    SPLIT,
+    Encoded,
+    Text,
+    TextTokenizer,
+    known_token,
+    piece_bytes,
+)
+from lmx.data.tokenizer_json import roles
 from lmx.errors import UserError
 
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -31,56 +43,120 @@ TIKTOKEN: dict[str, tuple[str, int | None]] = {
 }
 
 
-def _extra(module: str) -> ModuleType:
+def extra(module: str) -> ModuleType:
+    """An optional module. Raises UserError if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(f"this tokenizer needs {module}: pip install 'lmx[{module}]'") from error
 
 
-class SentencePieceTokenizer(TextTokenizer):
-    """A SentencePiece ``.model``, given by its content."""
+def single(text: Text) -> str:
+    """The text. Raises UserError if it is a pair."""
+    if isinstance(text, str):
+        return text
+    raise UserError(f"this tokenizer reads single texts, but was given the pair {text!r}")
 
-    def __init__(self, model: bytes, end_token: str | None) -> None:
-        self._processor = _extra("sentencepiece").SentencePieceProcessor(model_proto=model)
-        self._model = model
-        self.vocab_size = self._processor.get_piece_size()
+
+class SentencePieceTokenizer(TextTokenizer):
+    """A SentencePiece ``.model``, given by its content.
+
+    Args:
+      model: the file.
+      end_token: ends a document; None takes the model's own.
+      settings: of ``tokenizer_config.json``: ``add_bos_token`` and ``add_eos_token`` say what is put around prompts;
+        ``extra_ids`` how many tokens ``<extra_id_I>`` come after the model's (T5), and ``added_tokens_decoder`` others.
+    """
+
+    def __init__(self, model: bytes, end_token: str | None, settings: Mapping[str, Any] | None = None) -> None:
+        self._processor = extra("sentencepiece").SentencePieceProcessor(model_proto=model)
+        self._model, self._settings = model, dict(settings or {})
+        self._pieces = self._processor.get_piece_size()
+        self._added = self._read_added()
+        self.vocab_size = max([self._pieces - 1, *self._added.values()]) + 1
         end = self._processor.eos_id() if end_token is None else self._processor.piece_to_id(end_token)
         absent = end < 0 or (end_token is not None and self._processor.id_to_piece(end) != end_token)
         self.end_id = known_token(None if absent else end, end_token or "</s>", self._controls())
         self.fingerprint = cache.digest("sentencepiece", model.hex(), self.end_id)
+        end, start = self._processor.id_to_piece(self.end_id), self._processor.bos_id()
+        first = {"bos_token": self._processor.id_to_piece(start)} if start >= 0 else {}
+        self.special_tokens = {**first, "eos_token": end, **roles(self._settings)}
+
+    def _read_added(self) -> dict[str, int]:
+        count = int(self._settings.get("extra_ids", 0))
+        added = {f"<extra_id_{i}>": self._pieces + count - 1 - i for i in range(count)}
+        for index, token in self._settings.get("added_tokens_decoder", {}).items():
+            added[token["content"]] = int(index)
+        return added
 
     def _controls(self) -> list[str]:
         processor = self._processor
-        return [processor.id_to_piece(i) for i in range(self.vocab_size) if processor.is_control(i)]
+        return [processor.id_to_piece(i) for i in range(self._pieces) if processor.is_control(i)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See :class:`TextTokenizer`."""
         return self._processor.encode(list(texts))
 
+    def encode_prompts(self, texts: Sequence[Text], *, around: bool = True) -> list[Encoded]:
+        """See :class:`TextTokenizer`."""
+        specials = {**{p: self._processor.piece_to_id(p) for p in self._controls()}, **self._added}
+        start, end = (self._around(role) if around else [] for role in ("bos", "eos"))
+        prompts = []
+        for text in map(single, texts):
+            ids = [*start, *_with_specials(text, specials, self.encode), *end]
+            prompts.append(Encoded(ids, [0] * len(ids)))
+        return prompts
+
+    def _around(self, role: str) -> list[int]:
+        token = self.special_tokens.get(f"{role}_token")
+        index = None if token is None or not self._settings.get(f"add_{role}_token") else self.token_id(token)
+        return [] if index is None else [index]
+
+    def token_id(self, token: str) -> int | None:
+        """See :class:`TextTokenizer`."""
+        if token in self._added:
+            return self._added[token]
+        index = self._processor.piece_to_id(token)
+        return index if self._processor.id_to_piece(index) == token else None
+
+    def for_documents(self) -> "SentencePieceTokenizer":
+        """See :class:`TextTokenizer`."""
+        end = self._processor.id_to_piece(self.end_id)
+        settings = {**self._settings, "bos_token": end, "add_bos_token": True, "add_eos_token": False}
+        return SentencePieceTokenizer(self._model, end, settings)
+
     def decode(self, ids: Iterable[int]) -> str:
         """See :class:`TextTokenizer`."""
-        return self._processor.decode([int(i) for i in ids])
+        return self._processor.decode([int(i) for i in ids if i < self._pieces])
 
     def token_bytes(self) -> np.ndarray:
         """See :class:`TextTokenizer`."""
         processor = self._processor
-        special = [processor.is_control(i) or processor.is_unknown(i) for i in range(self.vocab_size)]
-        pieces = [processor.id_to_piece(i) for i in range(self.vocab_size)]
-        return np.array([0 if s else piece_bytes(p) for s, p in zip(special, pieces, strict=True)], np.int32)
+        lengths = np.zeros(self.vocab_size, np.int32)
+        for i in range(self._pieces):
+            if not (processor.is_control(i) or processor.is_unknown(i)):
+                lengths[i] = piece_bytes(processor.id_to_piece(i))
+        return lengths
 
     def save(self, directory: Path | str) -> None:
         """See :class:`TextTokenizer`."""
         Path(directory).mkdir(parents=True, exist_ok=True)
         (Path(directory) / "tokenizer.model").write_bytes(self._model)
-        cache.write_json(Path(directory) / SETTINGS, {"eos_token": self._processor.id_to_piece(self.end_id)})
+        end = {"eos_token": self._processor.id_to_piece(self.end_id)}
+        cache.write_json(Path(directory) / SETTINGS, {**self._settings, **end})
 
 
 class TiktokenTokenizer(TextTokenizer):
-    """A tiktoken file (lines of base64 and rank), by its content; ``name`` chooses the split pattern."""
+    """A tiktoken file (lines of base64 and rank), by its content; ``name`` chooses the split pattern.
 
-    def __init__(self, data: bytes, name: str, end_token: str | None) -> None:
-        tiktoken = _extra("tiktoken")
+    ``settings`` are those of ``tokenizer_config.json``; ``add_bos_token`` puts ``bos_token`` before prompts.
+    """
+
+    def __init__(
+        self, data: bytes, name: str, end_token: str | None, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        tiktoken = extra("tiktoken")
+        self._settings = dict(settings or {})
         self._data, self._name, self._end_token = data, name, end_token or END_OF_TEXT
         ranks = {base64.b64decode(t): int(r) for t, r in (line.split() for line in data.splitlines() if line)}
         pattern, end = TIKTOKEN.get(name, (SPLIT, None))
@@ -90,10 +166,29 @@ class TiktokenTokenizer(TextTokenizer):
         )
         self.vocab_size = max(*ranks.values(), self.end_id) + 1
         self.fingerprint = cache.digest("tiktoken", data.hex(), pattern, self.end_id)
+        self.special_tokens = {"eos_token": self._end_token, **roles(self._settings)}
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See :class:`TextTokenizer`."""
         return self._encoding.encode_ordinary_batch(list(texts))
+
+    def encode_prompts(self, texts: Sequence[Text], *, around: bool = True) -> list[Encoded]:
+        """See :class:`TextTokenizer`."""
+        start = [self.end_id] * bool(around and self._settings.get("add_bos_token"))
+        found = self._encoding.encode_batch([single(text) for text in texts], allowed_special="all")
+        return [Encoded([*start, *ids], [0] * (len(start) + len(ids))) for ids in found]
+
+    def token_id(self, token: str) -> int | None:
+        """See :class:`TextTokenizer`."""
+        try:
+            return self._encoding.encode_single_token(token)
+        except KeyError:
+            return None
+
+    def for_documents(self) -> "TiktokenTokenizer":
+        """See :class:`TextTokenizer`."""
+        settings = {**self._settings, "bos_token": self._end_token, "add_bos_token": True}
+        return TiktokenTokenizer(self._data, self._name, self._end_token, settings)
 
     def decode(self, ids: Iterable[int]) -> str:
         """See :class:`TextTokenizer`."""
@@ -110,10 +205,20 @@ class TiktokenTokenizer(TextTokenizer):
         """See :class:`TextTokenizer`."""
         Path(directory).mkdir(parents=True, exist_ok=True)
         (Path(directory) / "tokenizer.tiktoken").write_bytes(self._data)
-        cache.write_json(Path(directory) / SETTINGS, {"eos_token": self._end_token, "tiktoken": self._name})
+        own = {"eos_token": self._end_token, "tiktoken": self._name}
+        cache.write_json(Path(directory) / SETTINGS, {**self._settings, **own})
 
 
 def is_tiktoken(data: bytes) -> bool:
     """Whether a file looks like lines of base64 and rank (Llama 3 ships one named tokenizer.model)."""
     first = data.split(b"\n", 1)[0].split()
     return len(first) == 2 and first[1].isdigit()
+
+
+def _with_specials(text: str, specials: Mapping[str, int], encode: Callable[[str], list[int]]) -> list[int]:
+    """The tokens of a text in which special tokens stand for themselves."""
+    if not specials:
+        return encode(text)
+    longest_first = sorted(specials, key=len, reverse=True)
+    pieces = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
+    return [i for piece in pieces if piece for i in ([specials[piece]] if piece in specials else encode(piece))]

@@ -75,8 +75,9 @@ def attention(
     Args:
       query: [batch, query_length, heads, head_dim].
       key: [batch, kv_heads, head_dim, key_length]: keys and values lie as the products take them and as caches keep
-        them, so that no step of decoding transposes a cache. ``heads`` is a multiple of ``kv_heads``.
-      value: [batch, kv_heads, key_length, value_dim]; value_dim may differ from head_dim.
+        them, so that no step of decoding transposes a cache. ``heads`` is a multiple of ``kv_heads``. A cache
+        has the first two axes as one, [batch * kv_heads, head_dim, key_length], with ``itself`` False.
+      value: [batch, kv_heads, key_length, value_dim], or likewise; value_dim may differ from head_dim.
       mask: which positions see which, within a segment.
       query_positions: int32 [batch, query_length]; likewise key_positions [batch, key_length].
       query_segments: int32 [batch, query_length]; likewise key_segments [batch, key_length]. 0 is padding, never seen.
@@ -98,14 +99,17 @@ def attention(
     scoring, learned = Scoring(mask, softcap, bias), Learned(sinks, bias_table)
     if itself and (dropout_key is None or dropout == 0):
         return _blocked(scoring, query, key, value, learned, query_positions, query_segments)
-    scores = jnp.einsum("bkgqd,bkds->bkgqs", _heads_first(query, key.shape[1]), key, preferred_element_type=jnp.float32)
+    grouped = _heads_first(query, math.prod(key.shape[:-2]) // query.shape[0])
+    rows = grouped.reshape(*key.shape[:-2], -1, query.shape[-1])
+    scores = jnp.matmul(rows, key, preferred_element_type=jnp.float32).reshape(*grouped.shape[:-1], -1)
     scores = scoring.changed(scores, bias_table, query_positions, key_positions)
     seen = _seen(mask, query_positions, key_positions, query_segments, key_segments)
     probabilities = _softmax(jnp.where(seen[:, None, None], scores, MASKED), sinks)
     if dropout_key is not None and dropout > 0:
         kept = jax.random.bernoulli(dropout_key, 1 - dropout, probabilities.shape)
         probabilities = jnp.where(kept, probabilities / (1 - dropout), 0)
-    return _heads_last(jnp.einsum("bkgqs,bksd->bkgqd", probabilities.astype(value.dtype), value))
+    mixed = jnp.matmul(probabilities.astype(value.dtype).reshape(*rows.shape[:-1], -1), value)
+    return _heads_last(mixed.reshape(*grouped.shape[:-1], -1))
 
 
 def _seen(mask: Mask, query_at: jax.Array, key_at: jax.Array, query_in: jax.Array, key_in: jax.Array) -> jax.Array:

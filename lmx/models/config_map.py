@@ -22,7 +22,8 @@ CLASSIFYING: tuple[Task, ...] = ("sequence_classification", "token_classificatio
 """Tasks with as many outputs as there are classes."""
 
 _HARMLESS = (
-    "_name_or_path add_cross_attention architectures attention_dropout attention_probs_dropout_prob "
+    "_attn_implementation _name_or_path add_cross_attention architectures attention_dropout "
+    "attention_probs_dropout_prob "
     "attn_implementation attn_pdrop auto_map bos_token_id chunk_size_feed_forward classifier_dropout cls_token_id "
     "decoder_start_token_id dropout dropout_rate dtype embd_pdrop embedding_dropout eos_token_id finetuning_task "
     "forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout hidden_dropout_prob id2label "

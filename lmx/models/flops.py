@@ -15,7 +15,7 @@ import numpy as np
 
 from lmx.kernels.masks import Mask
 from lmx.models.model import param_axes, param_shapes
-from lmx.models.specs import BlockSpec, ModelSpec
+from lmx.models.specs import BlockSpec, ModelSpec, StackSpec
 from lmx.nn.head import SequenceHead
 from lmx.nn.sublayer import Sublayer
 from lmx.sharding.rules import LogicalAxes
@@ -79,14 +79,14 @@ def seen(mask: Mask, length: int) -> Seen:
 
     What a query sees is one run of positions around its own, so that its two ends can be searched for.
     """
-    query = np.arange(length, dtype=np.int32)
+    query: Any = np.arange(length, dtype=np.int32)
     back = _furthest(lambda d: mask.allowed(query, query - d), query)
     ahead = _furthest(lambda d: mask.allowed(query, query + d), length - 1 - query)
     count = back + ahead + 1
     return Seen(float(count.mean()), int(count.max()))
 
 
-def _furthest(allowed: Callable[[np.ndarray], Any], limit: np.ndarray) -> np.ndarray:
+def _furthest(allowed: Callable[[Any], Any], limit: np.ndarray) -> np.ndarray:
     """For each query the largest distance up to ``limit`` that is allowed; all smaller ones are."""
     low, high = np.zeros_like(limit), limit
     while (low < high).any():
@@ -127,7 +127,7 @@ def _weight_flops(spec: ModelSpec, length: int) -> float:
 
 def blocks(spec: ModelSpec) -> Iterator[tuple[Path, BlockSpec, range]]:
     """Every block that has parameters of its own: their path, its spec, and the layers that it stands for."""
-    stacks = {("stack",): spec.stack}
+    stacks: dict[Path, StackSpec] = {("stack",): spec.stack}
     if spec.encoder is not None:
         stacks[("encoder", "stack")] = spec.encoder.stack
     for path, stack in stacks.items():

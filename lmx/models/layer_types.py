@@ -21,34 +21,36 @@ def layer_types(layers: int, period: int) -> list[str]:
     return [GLOBAL if is_global(layer, period) else LOCAL for layer in range(layers)]
 
 
+def local_layers(config: Mapping[str, Any], otherwise: Callable[[int], bool]) -> tuple[int, ...]:
+    """The local layers, counted from 0, in a ``config.json``: listed, or if it lists none, what ``otherwise`` says.
+
+    Raises:
+      UserError: a list that is not of ``num_hidden_layers`` layers, or has another kind of layer in it.
+    """
+    layers, listed = config["num_hidden_layers"], config.get("layer_types")
+    if listed is None:
+        return tuple(layer for layer in range(layers) if otherwise(layer))
+    if len(listed) != layers or not set(listed) <= {LOCAL, GLOBAL}:
+        raise UserError(
+            f"config.json has {len(listed)} layer_types of {sorted(set(listed))}, expected {layers} of {LOCAL!r} and "
+            f"{GLOBAL!r}"
+        )
+    return tuple(layer for layer, kind in enumerate(listed) if kind == LOCAL)
+
+
 def read_period(config: Mapping[str, Any], default: int) -> int:
     """The period in a ``config.json``; ``default`` where it lists no layers, or those of that period.
 
     Raises:
       UserError: a list that is not of ``num_hidden_layers`` layers, or has no period.
     """
-    layers, listed = config["num_hidden_layers"], config.get("layer_types")
-    if listed is None:
-        return default
-    first = listed.index(GLOBAL) + 1 if GLOBAL in listed else 0
+    layers = config["num_hidden_layers"]
+    local = local_layers(config, lambda layer: not is_global(layer, default))
+    first = next((layer + 1 for layer in range(layers) if layer not in local), 0)
     for period in (default, first):
-        if list(listed) == layer_types(layers, period):
+        if local == tuple(layer for layer in range(layers) if not is_global(layer, period)):
             return period
     raise UserError(
-        f"config.json has the layer_types {listed}, which lmx does not compute: expected {layers} of them, "
-        f"{GLOBAL!r} at regular distances and {LOCAL!r} elsewhere"
+        f"config.json has layer_types with {GLOBAL!r} at layer {first - 1} (from 0), but not at every multiple of "
+        f"{first} layers and nowhere else, which is all that lmx computes"
     )
-
-
-def local_layers(config: Mapping[str, Any], otherwise: Callable[[int], bool]) -> tuple[int, ...]:
-    """The layers that a ``config.json`` lists as local; where it lists none, those that ``otherwise`` holds for.
-
-    Raises:
-      UserError: a list that is not of ``num_hidden_layers`` layers, or has other kinds of them.
-    """
-    layers, listed = range(config["num_hidden_layers"]), config.get("layer_types")
-    if listed is None:
-        return tuple(filter(otherwise, layers))
-    if len(listed) != len(layers) or not {*listed} <= {LOCAL, GLOBAL}:
-        raise UserError(f"config.json has layer_types {listed}, expected {len(layers)} times {GLOBAL!r} or {LOCAL!r}")
-    return tuple(layer for layer in layers if listed[layer] == LOCAL)

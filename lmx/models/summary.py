@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lmx.kernels.masks import Mask
 from lmx.models.flops import Path, Score, Weight, attending, blocks, scores, seen, weights
@@ -174,7 +173,8 @@ def kept(spec: ModelSpec, dtype: Any) -> tuple[Kept, ...]:
 
 
 def _looks_ahead(mask: Mask) -> bool:
-    return bool(mask.allowed(np.zeros(1, np.int32), np.ones(1, np.int32))[0])  # type: ignore[arg-type]
+    first, second = (jnp.asarray(position) for position in (0, 1))
+    return bool(mask.allowed(first, second))
 
 
 def _bound(mask: Mask, context: int) -> int | None:
@@ -240,4 +240,4 @@ def _tensor(parameter: Parameter) -> dict[str, Any]:
 
 
 def _layers(layers: range | None) -> dict[str, int] | None:
-    return layers and {"first": layers[0], "last": layers[-1], "step": layers.step}
+    return None if layers is None else {"first": layers[0], "last": layers[-1], "step": layers.step}

@@ -61,9 +61,13 @@ class SelfAttention(Sublayer):
         return Part(functools.partial(SelfAttentionModule, self, width))
 
     def cache_streams(self, batch: int, slots: int, memory: int = 0) -> dict[str, tuple[int, ...]]:
-        """The shapes of the key and value streams."""
-        heads = (batch, self.kv_heads)
-        return {"key": (*heads, self.head_dim, slots), "value": (*heads, slots, self.head_dim)}
+        """The shapes of the key and value streams: one row for each key head of each sequence.
+
+        Batch and heads are one axis because XLA:CPU drops axes of size 1 (a batch of one, a single key head), and what
+        it puts in their place between the write and the products makes it copy the stream every step.
+        """
+        rows = batch * self.kv_heads
+        return {"key": (rows, self.head_dim, slots), "value": (rows, slots, self.head_dim)}
 
     @property
     def scores(self) -> Scores:
@@ -96,7 +100,7 @@ class SelfAttentionModule(nnx.Module):
         key, value = constrain(key.transpose(0, 2, 3, 1), KEYS), constrain(value.swapaxes(1, 2), VALUES)
         cache, key_positions, key_segments = None, context.positions, context.segments
         if context.cache is not None:
-            cache = context.cache.write("key", key, axis=3).write("value", value, axis=2)
+            cache = context.cache.write("key", merged(key), axis=2).write("value", merged(value), axis=1)
             key, value = cache.streams["key"].astype(x.dtype), cache.streams["value"].astype(x.dtype)
             key_positions, key_segments = cache.view.positions, cache.view.segments
         mixed = attention(
@@ -126,3 +130,8 @@ class SelfAttentionModule(nnx.Module):
             x = norm(flat).reshape(x.shape)
         rope = self.spec.rope
         return x if rope is None else rope.rotate(x, context.positions, context.reach)
+
+
+def merged(x: jax.Array) -> jax.Array:
+    """[batch, kv_heads, ...] -> [batch * kv_heads, ...], as caches keep them."""
+    return x.reshape(-1, *x.shape[2:])

@@ -22,8 +22,7 @@ class LayerCache:
         """Writes new entries of one stream at the view's slot along ``axis``; its other axes are whole."""
         old = self.streams[name]
         written = jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.view.slot, axis)
-        # Without the barrier XLA:CPU writes into two copies of the stream, one to keep and one to read, every step.
-        return LayerCache({**self.streams, name: jax.lax.optimization_barrier(written)}, self.view)
+        return LayerCache({**self.streams, name: written}, self.view)
 
     def put(self, name: str, whole: jax.Array) -> "LayerCache":
         """Writes all of one stream, once: what an encoder gave."""

@@ -62,7 +62,7 @@ class LatentAttention(Sublayer):
 
     def cache_streams(self, batch: int, slots: int, memory: int = 0) -> dict[str, tuple[int, ...]]:
         """The shape of the one stream: the latent, and below it the rotated key."""
-        return {"latent": (batch, 1, self.kv_lora + self.rope_dim, slots)}
+        return {"latent": (batch, self.kv_lora + self.rope_dim, slots)}
 
     @property
     def scores(self) -> Scores:
@@ -143,10 +143,10 @@ class LatentAttentionModule(nnx.Module):
         """Queries taken into the latent's space, where the cache is one key head and its own value."""
         spec = self.spec
         assert context.cache is not None
-        new = jnp.concatenate([latent, rope_key[:, :, 0]], axis=-1).swapaxes(1, 2)[:, None]
-        cache = context.cache.write("latent", new, axis=3)
+        new = jnp.concatenate([latent, rope_key[:, :, 0]], axis=-1).swapaxes(1, 2)
+        cache = context.cache.write("latent", new, axis=2)
         key = cache.streams["latent"].astype(latent.dtype)
-        value = key[:, :, : spec.kv_lora].swapaxes(2, 3)
+        value = key[:, : spec.kv_lora].swapaxes(1, 2)
         up_key, up_value = jnp.split(self.latent_up.kernel[...].astype(latent.dtype), [spec.nope_dim], axis=-1)
         query = jnp.concatenate([jnp.einsum("blhn,chn->blhc", nope, up_key), turned], axis=-1)
         mixed = self._attend(query, key, value, context, cache)
