@@ -1,4 +1,4 @@
-"""Marian's tokenizer: SentencePiece for the source, SentencePiece for the target, and one vocabulary of their pieces."""
+"""Marian's tokenizer: SentencePiece for each language, and one vocabulary of the pieces of both."""
 
 import json
 import re

@@ -94,8 +94,14 @@ class Sharding:
         return jax.tree.map(self.named, axes, is_leaf=lambda x: isinstance(x, tuple))
 
     def ways(self, name: str) -> int:
-        """How many pieces a logical axis is cut into."""
-        return math.prod(self.mesh.shape[axis] for axis in getattr(self.rules, name))
+        """How many pieces a logical axis is cut into. Raises UserError for a rule that names no axis of the mesh."""
+        axes = getattr(self.rules, name)
+        for axis in axes:
+            if axis not in self.mesh.shape:
+                raise UserError(
+                    f"rules.{name} names the mesh axis {axis!r}, expected some of {', '.join(self.mesh.axis_names)}"
+                )
+        return math.prod(self.mesh.shape[axis] for axis in axes)
 
     def replicated(self) -> NamedSharding:
         """The sharding of what every device holds whole."""

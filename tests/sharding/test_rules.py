@@ -72,3 +72,9 @@ def test_a_mesh_that_does_not_divide_a_parameter_says_which(llama):
         "tensor), which does not divide its size 2; choose a mesh that divides it, or set --rules.kv_heads to no axes"
     )
     sharding(1, 2, 4, replace(Rules(), kv_heads=())).check_divides(axes, shapes)
+
+
+def test_a_rule_for_an_unknown_mesh_axis_is_refused():
+    sharding = Sharding(build_mesh(MeshConfig(), jax.devices()[:1]), Rules(embed=("tensr",)))
+    with pytest.raises(UserError, match="rules.embed names the mesh axis 'tensr', expected some of data"):
+        sharding.check_divides({"w": ("embed",)}, {"w": jax.ShapeDtypeStruct((8,), "float32")})

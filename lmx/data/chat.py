@@ -1,0 +1,125 @@
+"""Chat templates: the Jinja template that a model ships, which turns messages into the text it was trained on."""
+
+import datetime
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lmx.data.tokenizer import SETTINGS
+from lmx.data.tokenizer_files import read_settings
+from lmx.errors import UserError
+
+TEMPLATE = "chat_template.jinja"
+Message = Mapping[str, Any]
+"""``{"role": "user", "content": "..."}``, and whatever else the template reads."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template with the special tokens that it may name.
+
+    Attributes:
+      source: Jinja, which comes with a downloaded model: it runs in a sandbox that changes nothing outside.
+      special_tokens: by the template's names for them: ``bos_token``, ``eos_token``, ...
+    """
+
+    source: str
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **options: Any) -> str:
+        """The text of a conversation, special tokens included.
+
+        Args:
+          messages: in order.
+          add_generation_prompt: whether the text ends where the model's answer begins.
+          options: what else the template reads: ``tools``, ``documents``, ``enable_thinking``, ...
+
+        Raises:
+          UserError: messages that are none, or that the template refuses; or a template that is not valid.
+        """
+        names = {"tools": None, "documents": None, **self.special_tokens, **options}
+        try:
+            template = _environment().from_string(self.source)
+            return template.render(
+                messages=plain(messages), add_generation_prompt=add_generation_prompt, **plain(names)
+            )
+        except (jinja2.TemplateError, TypeError) as error:
+            raise UserError(f"the chat template does not take these messages: {error}") from error
+
+
+def find_template(directory: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
+    """The template of a directory: ``chat_template.jinja``, or an entry of ``tokenizer_config.json``."""
+    if (directory / TEMPLATE).is_file():
+        return ChatTemplate((directory / TEMPLATE).read_text(encoding="utf-8"), special_tokens)
+    source = read_settings(directory).get("chat_template")
+    if isinstance(source, list):  # several, by name
+        source = next((t["template"] for t in source if t["name"] == "default"), None)
+    if source is not None and not isinstance(source, str):
+        raise UserError(f"{directory / SETTINGS} has a chat_template that is no text; download it again")
+    return None if source is None else ChatTemplate(source, special_tokens)
+
+
+def check_messages(messages: Any) -> None:
+    """Raises UserError unless these are messages: mappings with a role, at least one."""
+    is_list = isinstance(messages, Sequence) and not isinstance(messages, str)
+    if not is_list or not messages or not all(isinstance(m, Mapping) and "role" in m for m in messages):
+        raise UserError('messages must be a list such as [{"role": "user", "content": "Hello"}], and not empty')
+
+
+def plain(value: Any) -> Any:
+    """JSON-like data rebuilt from exact built-in types, so that a template meets no method of a richer object.
+
+    Raises:
+      TypeError: something else.
+    """
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    raise TypeError(f"{value!r} is a {type(value).__name__}, expected text, numbers, lists and mappings")
+
+
+class Generation(Extension):
+    """``{% generation %} ... {% endgeneration %}``, which marks the model's own words in templates for training."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """What stands between the tags."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@functools.cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What templates of Hugging Face models expect to find."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals.update(raise_exception=_raise, strftime_now=_now)
+    return environment
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    # Jinja's own filter escapes what is special in HTML.
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
