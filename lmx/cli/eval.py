@@ -13,19 +13,19 @@ class Eval:
     """
 
     model: str
-    """A run directory."""
+    """A run directory, a Hugging Face directory, or one that lmx convert made."""
     files: tuple[str, ...] = ()
     """Paths or globs of text to score instead (.txt, .jsonl, .parquet), all of it."""
     text_column: str = "text"
     """The column of .jsonl and .parquet files that holds the text."""
     length: int = 0
-    """Tokens in a row, which is the longest context; 0 is the run's training length."""
+    """Tokens in a row, which is the longest context; 0 is the run's training length, else 1024 or the context."""
     batch: int = 8
     """Rows at once."""
     rows: int = 0
     """Rows to score; 0 for all."""
     step: int | None = None
-    """The checkpoint's step; None is the newest good one."""
+    """Of a run: the checkpoint's step; None is the newest good one."""
     json: str = ""
     """Also write the scores as JSON to this file; "-" is standard output."""
 
@@ -41,22 +41,26 @@ def main(argv: Sequence[str]) -> None:
 
     start_jax()
     from lmx.data.config import DataConfig, LocalFiles, TokenizerFile
+    from lmx.data.tokenizer import tokenizer_file
     from lmx.decode.loaded import load
+    from lmx.errors import UserError
     from lmx.eval.perplexity import evaluate
     from lmx.experiment import RunDir
 
     model = load(options.model, step=options.step)
-    data = model.experiment.data
+    run = model.experiment
+    if run is None and not options.files:
+        raise UserError(f'{options.model} is not a run, so it has no held-out text of its own; give --files "*.txt"')
+    data = run.data if run else DataConfig()
+    directory = RunDir(Path(options.model)).tokenizer if run else Path(options.model)
     if options.files:
         data = DataConfig(
             sources=(LocalFiles(files=options.files, text_column=options.text_column),),
-            tokenizer=TokenizerFile(path=str(RunDir(Path(options.model)).tokenizer)),
+            tokenizer=TokenizerFile(path=str(tokenizer_file(directory) or directory)),
             held_out=1.0,
             cache_dir=data.cache_dir,
         )
-    result = evaluate(
-        model.experiment, model.params, data, length=options.length, batch=options.batch, rows=options.rows
-    )
+    result = evaluate(model, data, length=options.length, batch=options.batch, rows=options.rows)
     people = (
         f"{options.model} after step {model.step}, {result.targets:,} tokens, {result.bytes:,} bytes of text:\n"
         f"loss {result.loss:.4f} nats a token, perplexity {result.perplexity:.2f}, "

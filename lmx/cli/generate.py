@@ -7,35 +7,40 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Generate:
-    """Continues prompts with a trained model; one prompt's text is shown as it comes.
+    """Continues prompts with a trained model, or answers a message; a single text is shown as it comes.
 
     Example: lmx generate runs/quickstart --prompt "def " --max-new-tokens 64 --temperature 0.8 --seed 1
     """
 
     model: str
-    """A run directory."""
+    """A run directory, a Hugging Face directory, or one that lmx convert made."""
     prompt: tuple[str, ...] = ()
     """One or more prompts."""
+    chat: str = ""
+    """A user's message, in place of prompts: it goes through the model's chat template."""
+    system: str = ""
+    """With --chat: a system message before it."""
     max_new_tokens: int = 64
     """Tokens to write at most."""
-    temperature: float = 1.0
-    """Divides the logits; 0 takes the likeliest token."""
-    top_k: int = 0
+    temperature: float | None = None
+    """Divides the logits; 0 takes the likeliest token. This and the next four: None is the model's own setting."""
+    top_k: int | None = None
     """Keep the k likeliest tokens; 0 keeps all."""
-    top_p: float = 1.0
+    top_p: float | None = None
     """Keep the fewest tokens whose probabilities reach p; 1 keeps all."""
-    min_p: float = 0.0
+    min_p: float | None = None
     """Keep tokens at least min_p times as likely as the likeliest; 0 keeps all."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | None = None
     """Makes tokens already seen less likely, above 1."""
     stop: tuple[str, ...] = ()
     """Strings that end the text, and are not part of it."""
     seed: int = 0
     """Prompt i draws with seed + i, whatever else is in the batch."""
     step: int | None = None
-    """The checkpoint's step; None is the newest good one."""
+    """Of a run: the checkpoint's step; None is the newest good one."""
     json: str = ""
-    """Write text, tokens, log-probabilities and finish reasons as JSON to this file; "-" is standard output."""
+    """Write text, tokens, log-probabilities, finish reasons and the sampling as JSON to this file; "-" is standard
+    output."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -46,31 +51,48 @@ def main(argv: Sequence[str]) -> None:
     options = tyro.cli(configured, prog="lmx generate", args=list(argv))
     from lmx.cli.recipes import print_result
     from lmx.cli.runtime import start_jax
+    from lmx.decode.defaults import SAMPLED
     from lmx.decode.generate import Row, completed
     from lmx.decode.loaded import load
-    from lmx.decode.sampling import Sampling
     from lmx.errors import UserError
 
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
-    if not options.prompt:
-        raise UserError('there is no prompt; give one or more, as in: lmx generate runs/quickstart --prompt "def "')
+    if bool(options.prompt) == bool(options.chat):
+        what = "both --prompt and --chat were given" if options.chat else "there is no prompt"
+        raise UserError(f'{what}; give one or more prompts, as in: lmx generate runs/quickstart --prompt "def "')
     start_jax()
     model = load(options.model, step=options.step)
-    shows = len(options.prompt) == 1 and options.json != "-"
+    sampling = model.defaults.with_options(**{name: getattr(options, name) for name in SAMPLED})
+    drawn = asdict(sampling)
+    if model.experiment is None:
+        print(f"sampling: {_listed(drawn)} (given, else {model.defaults.source})", file=sys.stderr)
+    prompts = options.prompt or (model.chat_text(_messages(options)),)
+    shown_prompts = options.prompt or ("",)
+    shows = len(prompts) == 1 and options.json != "-"
     if shows:
-        print(options.prompt[0], end="", flush=True)
+        print(shown_prompts[0], end="", flush=True)
     rows: list[Row] = []
-    for latest, news in model.generator.stream(
-        options.prompt,
+    for latest, news in model.chunks(
+        prompts,
+        is_chat=bool(options.chat),
+        seed=options.seed,
         max_new_tokens=options.max_new_tokens,
         sampling=sampling,
-        seeds=[options.seed + i for i in range(len(options.prompt))],
         stop=options.stop,
     ):
         rows = latest
         if shows:
             print(news[0], end="", flush=True)
     sys.stdout.flush()
-    pairs = list(zip(options.prompt, completed(rows), strict=True))
+    pairs = list(zip(prompts, completed(rows), strict=True))
     people = "" if shows else "\n---\n".join(prompt + c.text for prompt, c in pairs)
-    print_result({"completions": [{"prompt": p, **asdict(c)} for p, c in pairs]}, people, options.json)
+    result = {"completions": [{"prompt": p, **asdict(c)} for p, c in pairs], "sampling": drawn}
+    print_result(result, people, options.json)
+
+
+def _messages(options: Generate) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": options.system}] if options.system else []
+    return [*system, {"role": "user", "content": options.chat}]
+
+
+def _listed(sampling: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in sampling.items())

@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "Train a recipe, or go on with a run.",
     "eval": "Score a model on held-out text.",
     "generate": "Continue prompts.",
+    "convert": "Write a model as a Hugging Face directory, or as one of lmx.",
     "model": "Show a model's parameters, shardings and costs.",
     "data": "Prepare a recipe's data, or show its statistics.",
     "check": "Check a recipe on meshes, or a run under faults.",

@@ -12,6 +12,7 @@ from lmx.errors import UserError
 
 if TYPE_CHECKING:
     from lmx.experiment import Experiment
+    from lmx.models.config import ModelConfig
     from lmx.models.summary import Kept, Parameter, Summary
     from lmx.sharding.rules import Sharding
 
@@ -23,8 +24,9 @@ COUNTS, FLOPS, BYTES = " K M B T", " k M G T P", " B, KiB, MiB, GiB, TiB, PiB"
 class Show:
     """Shows a model without making it: parameters, axes, shardings, bytes, FLOPs per token, the cache of decoding.
 
-    For a recipe, every field of it is an option; for a directory, those of the mesh and the rules. No device of the
-    mesh is needed. Example: lmx model configs/llama.py:llama_70b --mesh.fsdp 8 --depth 4
+    MODEL is a recipe, a run directory, a Hugging Face directory, or the name of a published size (deepseek_v3). For a
+    recipe, every field of it is an option; for the others, those of the mesh and the rules. No device of the mesh is
+    needed. Example: lmx model configs/llama.py:llama_70b --mesh.fsdp 8 --depth 4
     """
 
     length: int = 0
@@ -97,21 +99,33 @@ def _directory(path: Path, argv: Sequence[str]) -> tuple[Show, Shown]:
 def _open(path: Path) -> Shown:
     from lmx.checkpoint.huggingface import read_config
     from lmx.checkpoint.huggingface.tensors import read_json
-    from lmx.experiment import Experiment, RunDir
+    from lmx.config import nearest
+    from lmx.experiment import RunDir
+    from lmx.models.families import presets
 
     run = RunDir(path)
     if run.experiment.exists():
         experiment = run.load_experiment()
         return Shown(path.name, experiment, experiment.train.length, "float32")
+    if not path.exists() and str(path) in presets():
+        return _of_config(str(path), presets()[str(path)], "float32")
     if not (path / "config.json").is_file():
         raise UserError(
             f"{path} is neither a recipe (file.py or file.py:function), nor a run directory (it has no "
-            f"{run.experiment.name}), nor a Hugging Face directory (it has no config.json)"
+            f"{run.experiment.name}), nor a Hugging Face directory (it has no config.json), nor one of the "
+            f"{len(presets())} published sizes (the nearest: {', '.join(nearest(str(path), presets()).split(', ')[:4])})"
         )
     config = read_json(path / "config.json")
     model, named = read_config(config), config.get("dtype") or config.get("torch_dtype")
     dtype = named if named in ("bfloat16", "float16") else "float32"
-    return Shown(path.name, Experiment(model=model), model.context, cast(Dtype, dtype))
+    return _of_config(path.name, model, cast(Dtype, dtype))
+
+
+def _of_config(name: str, model: ModelConfig, dtype: Dtype) -> Shown:
+    from lmx.experiment import Experiment, TrainConfig
+
+    train = TrainConfig(length=min(TrainConfig().length, model.context))
+    return Shown(name, Experiment(model=model, train=train), model.context, dtype)
 
 
 def _summary(shown: Shown, options: Show) -> Summary:

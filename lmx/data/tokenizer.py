@@ -92,8 +92,13 @@ class TextTokenizer(abc.ABC):
         """The id of a token, special or not; None if there is no such token."""
 
     @abc.abstractmethod
-    def for_documents(self) -> "TextTokenizer":
-        """The same for a model that was trained on packed documents: its prompts begin with the end of another."""
+    def with_end_token(self, *, before: bool) -> "TextTokenizer":
+        """The same, but what is put around prompts is the end token alone, before them (where models that were trained
+        on packed documents saw that of another document) or after them.
+
+        Raises:
+          UserError: a tokenizer of pairs of languages, whose prompts have one form.
+        """
 
     @property
     def start_id(self) -> int | None:

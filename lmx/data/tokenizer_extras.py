@@ -21,7 +21,7 @@ from lmx.data.tokenizer import (
     known_token,
     piece_bytes,
 )
-from lmx.data.tokenizer_json import roles
+from lmx.data.tokenizer_json import AROUND, end_settings, roles
 from lmx.errors import UserError
 
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -119,11 +119,10 @@ class SentencePieceTokenizer(TextTokenizer):
         index = self._processor.piece_to_id(token)
         return index if self._processor.id_to_piece(index) == token else None
 
-    def for_documents(self) -> "SentencePieceTokenizer":
+    def with_end_token(self, *, before: bool) -> "SentencePieceTokenizer":
         """See :class:`TextTokenizer`."""
         end = self._processor.id_to_piece(self.end_id)
-        settings = {**self._settings, "bos_token": end, "add_bos_token": True, "add_eos_token": False}
-        return SentencePieceTokenizer(self._model, end, settings)
+        return SentencePieceTokenizer(self._model, end, {**self._settings, **end_settings(end, before)})
 
     def decode(self, ids: Iterable[int]) -> str:
         """See :class:`TextTokenizer`."""
@@ -149,7 +148,8 @@ class SentencePieceTokenizer(TextTokenizer):
 class TiktokenTokenizer(TextTokenizer):
     """A tiktoken file (lines of base64 and rank), by its content; ``name`` chooses the split pattern.
 
-    ``settings`` are those of ``tokenizer_config.json``; ``add_bos_token`` puts ``bos_token`` before prompts.
+    ``settings`` are those of ``tokenizer_config.json``: ``add_bos_token`` and ``add_eos_token`` put the end token
+    before prompts or after them.
     """
 
     def __init__(
@@ -174,9 +174,10 @@ class TiktokenTokenizer(TextTokenizer):
 
     def encode_prompts(self, texts: Sequence[Text], *, around: bool = True) -> list[Encoded]:
         """See :class:`TextTokenizer`."""
-        start = [self.end_id] * bool(around and self._settings.get("add_bos_token"))
+        around_by = [bool(around and self._settings.get(key)) for key in AROUND]
+        start, end = ([self.end_id] * present for present in around_by)
         found = self._encoding.encode_batch([single(text) for text in texts], allowed_special="all")
-        return [Encoded([*start, *ids], [0] * (len(start) + len(ids))) for ids in found]
+        return [Encoded(ids, [0] * len(ids)) for ids in ([*start, *own, *end] for own in found)]
 
     def token_id(self, token: str) -> int | None:
         """See :class:`TextTokenizer`."""
@@ -185,9 +186,9 @@ class TiktokenTokenizer(TextTokenizer):
         except KeyError:
             return None
 
-    def for_documents(self) -> "TiktokenTokenizer":
+    def with_end_token(self, *, before: bool) -> "TiktokenTokenizer":
         """See :class:`TextTokenizer`."""
-        settings = {**self._settings, "bos_token": self._end_token, "add_bos_token": True}
+        settings = {**self._settings, **end_settings(self._end_token, before)}
         return TiktokenTokenizer(self._data, self._name, self._end_token, settings)
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -22,11 +22,15 @@ Llama's and Gemma's, XLM-RoBERTa's)."""
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
-    """The entries of ``tokenizer_config.json`` and ``special_tokens_map.json``; tokens as their text."""
+    """The entries of ``tokenizer_config.json`` and ``special_tokens_map.json``; tokens as their text.
+
+    Raises:
+      UserError: a file that is not a JSON object.
+    """
     settings: dict[str, Any] = {}
     for name in (SPECIALS_MAP, SETTINGS):
         if (directory / name).is_file():
-            settings |= {k: _text(v) for k, v in cache.read_json(directory / name).items() if v is not None}
+            settings |= {k: _text(v) for k, v in _read(directory / name).items() if v is not None}
     return settings
 
 
@@ -56,6 +60,16 @@ def guessed_end(content: str, path: Path) -> str:
         f"{', '.join(tokens) or 'none'}: "
         "set end_token to one of them"
     )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = cache.read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a JSON {type(content).__name__}, expected an object; download it again")
+    return content
 
 
 def _text(value: Any) -> Any:

@@ -60,11 +60,12 @@ class HuggingFaceTokenizer(TextTokenizer):
         """See :class:`TextTokenizer`."""
         return self._tokenizer.token_to_id(token)
 
-    def for_documents(self) -> "HuggingFaceTokenizer":
+    def with_end_token(self, *, before: bool) -> "HuggingFaceTokenizer":
         """See :class:`TextTokenizer`."""
         tokenizer = Tokenizer.from_str(self._content)
-        tokenizer.post_processor = _template(tokenizer, self._end_token, None)
-        settings = {**self._settings, "bos_token": self._end_token, "add_bos_token": True, "add_eos_token": False}
+        around = (self._end_token, None) if before else (None, self._end_token)
+        tokenizer.post_processor = _template(tokenizer, *around)
+        settings = {**self._settings, **end_settings(self._end_token, before)}
         return HuggingFaceTokenizer(tokenizer.to_str(), self._end_token, settings)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -93,6 +94,12 @@ class HuggingFaceTokenizer(TextTokenizer):
 def roles(settings: Mapping[str, Any]) -> dict[str, str]:
     """The special tokens among a ``tokenizer_config.json``'s entries, by their roles."""
     return {key: value for key, value in settings.items() if key.endswith("_token") and isinstance(value, str)}
+
+
+def end_settings(end_token: str, before: bool) -> dict[str, Any]:
+    """The entries of ``tokenizer_config.json`` that put the end token alone before prompts, or after them."""
+    start = {"bos_token": end_token} if before else {}
+    return {**start, "add_bos_token": before, "add_eos_token": not before}
 
 
 def _opened(content: str) -> Tokenizer:

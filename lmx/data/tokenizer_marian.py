@@ -67,9 +67,11 @@ class MarianTokenizer(TextTokenizer):
         """See :class:`TextTokenizer`."""
         return self._ids.get(token)
 
-    def for_documents(self) -> "MarianTokenizer":
-        """See :class:`TextTokenizer`. Raises UserError: no model of one language has such a tokenizer."""
-        raise UserError("a Marian tokenizer reads one language and writes another; it does not suit a language model")
+    def with_end_token(self, *, before: bool) -> "MarianTokenizer":
+        """See :class:`TextTokenizer`."""
+        if before:
+            raise UserError("a Marian tokenizer reads one language and writes another; a language model needs another")
+        return self
 
     def decode(self, ids: Iterable[int]) -> str:
         """See :class:`TextTokenizer`."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmx.data.cache import read_json
+from lmx.checkpoint.huggingface.tensors import read_json
 from lmx.decode.sampling import Sampling
 from lmx.errors import UserError
 
@@ -39,7 +39,7 @@ class Defaults:
       source: where the sampling comes from, for people.
     """
 
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     stops: tuple[int, ...] = ()
     tokens: Mapping[str, int] = field(default_factory=dict)
     unknown: Mapping[str, Any] = field(default_factory=dict)
@@ -68,8 +68,8 @@ def read_defaults(directory: Path, config_json: Mapping[str, Any]) -> Defaults:
       UserError: a number that cannot be.
     """
     file = directory / FILE
-    content = read_json(file) if file.is_file() else {}
-    both = {**{k: v for k, v in config_json.items() if k.endswith("_token_id")}, **content}
+    content: dict[str, Any] = read_json(file) if file.is_file() else {}
+    both: dict[str, Any] = {**{k: v for k, v in config_json.items() if k.endswith("_token_id")}, **content}
     ends = both.get("eos_token_id")
     ends = () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
     tokens = {name: both.get(f"{name}_token_id") for name in ("bos", "pad", "decoder_start")}

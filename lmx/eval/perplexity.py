@@ -3,17 +3,20 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lmx.data.config import DataConfig
 from lmx.data.loader import Loader
 from lmx.data.prepare import prepare
 from lmx.data.rows import held_out_rows
+from lmx.decode.forward import looks_ahead
+from lmx.decode.loaded import Model
 from lmx.errors import UserError
-from lmx.experiment import Experiment
+from lmx.experiment import Compute, Experiment, TrainConfig
 from lmx.models.model import cast_floats
 from lmx.nn.module import Params
 from lmx.objectives.objective import Batch
@@ -21,6 +24,8 @@ from lmx.sharding.mesh import MeshConfig, build_mesh
 from lmx.sharding.rules import Sharding, use_sharding
 
 Sums = dict[str, jax.Array]
+LENGTH = 1024
+"""Tokens in a row for a model of no run, where its context is longer."""
 
 
 @dataclass(frozen=True)
@@ -84,32 +89,65 @@ def score(compiled: Callable[..., Sums], params: Params, batches: Iterable[Batch
     )
 
 
-def evaluate(
-    experiment: Experiment, params: Params, data: DataConfig, *, length: int = 0, batch: int = 8, rows: int = 0
-) -> Score:
+def evaluate(model: Model, data: DataConfig, *, length: int = 0, batch: int = 8, rows: int = 0) -> Score:
     """The score of a model on the held-out documents of ``data``, prepared if need be.
 
     Args:
-      experiment: the model's run.
-      params: its parameters, layers stacked.
+      model: a loaded one that predicts the next token.
       data: the documents; its tokenizer must be the model's.
-      length: tokens in a row; 0 is the training length.
+      length: tokens in a row; 0 is the run's training length, or 1024 (at most the context) of a model of no run.
       batch: rows at once.
       rows: how many rows to score; 0 for all.
 
     Raises:
-      UserError: rows longer than the model's context, or nothing to score.
+      UserError: a model that does not predict the next token, rows longer than its context, a tokenizer of more tokens
+        than it has, or nothing to score.
     """
+    _check_predicts(model)
+    experiment = model.experiment or _unrun(model)
     length = length or experiment.train.length
-    if length > experiment.model.context:
-        raise UserError(f"--length {length} is longer than the model's context of {experiment.model.context}")
+    if length > model.spec.context:
+        raise UserError(f"--length {length} is longer than the model's context of {model.spec.context}")
     prepared = prepare(data)
+    if prepared.tokenizer.vocab_size > model.spec.vocab:
+        raise UserError(
+            f"the tokenizer has {prepared.tokenizer.vocab_size} tokens, more than the model's {model.spec.vocab}; it "
+            "belongs to another model"
+        )
     held_out: Any = held_out_rows(prepared, length=length)
     held_out = held_out[:rows] if 0 < rows < len(held_out) else held_out
     token_bytes = jnp.asarray(prepared.tokenizer.token_bytes())
-    sharding = Sharding(build_mesh(MeshConfig(data=1), jax.devices()[:1]), experiment.rules)
+    sharding = model.sharding or Sharding(build_mesh(MeshConfig(data=1), jax.devices()[:1]), experiment.rules)
     with Loader(held_out, batch=batch) as batches:
-        return score(jit_sums(experiment, sharding), params, batches, token_bytes)
+        started = (_started(b, prepared.tokenizer.end_id, _start(model)) for b in batches)
+        return score(jit_sums(experiment, sharding), model.params, started, token_bytes)
+
+
+def _check_predicts(model: Model) -> None:
+    name = model.config.family
+    if looks_ahead(model.spec):
+        raise UserError(f"this {name} is an encoder, which has no perplexity; use its embed, scores or logits")
+    if model.spec.encoder is not None or model.spec.head is None:
+        raise UserError(f"this {name} ({model.config.task}) does not predict the next token of a text")
+
+
+def _unrun(model: Model) -> Experiment:
+    """The settings for a model of no run: it computes in the dtype of its parameters."""
+    compute = cast(Compute, np.dtype(model.compute or model.params["embedding"]["table"].dtype).name)
+    return Experiment(model=model.config, train=TrainConfig(compute=compute, length=min(LENGTH, model.spec.context)))
+
+
+def _start(model: Model) -> int | None:
+    """The token that the model expects where a document begins, if it is not the end of another."""
+    return None if model.tokenizer is None else model.tokenizer.start_id
+
+
+def _started(batch: Batch, end: int, start: int | None) -> Batch:
+    """The batch with ``start`` in place of the end of text where documents begin."""
+    if start is None:
+        return batch
+    begins = (batch["positions"] == 0) & (batch["tokens"] == end) & (batch["segment_ids"] > 0)
+    return {**batch, "tokens": jnp.where(begins, start, batch["tokens"])}
 
 
 def _added(totals: dict[str, float], sums: Any) -> dict[str, float]:

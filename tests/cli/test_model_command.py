@@ -129,3 +129,14 @@ def test_an_unknown_architecture_names_the_nearest(tmp_path: Path, capsys: pytes
 )
 def test_numbers_are_readable(number: float, units: str, expected: str) -> None:
     assert scaled(number, units) == expected
+
+
+def test_a_published_size(capsys: pytest.CaptureFixture[str]) -> None:
+    data = shown(capsys, "mixtral_8x7b", "--mesh.fsdp", 8)
+    assert (data["family"], data["parameters"]) == ("mixtral", 46_702_792_704)
+
+
+def test_a_name_that_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code("mixtral_8x7") == 2
+    assert "nor one of the" in (error := capsys.readouterr().err)
+    assert "the nearest: mixtral_8x7b" in error

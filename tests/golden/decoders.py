@@ -130,7 +130,7 @@ def gemma3_text(s: Sizes) -> Made:
     own = {
         "num_hidden_layers": s.layers + 6,
         "head_dim": s.head_dim,
-        "query_pre_attn_scalar": 10,
+        "query_pre_attn_scalar": 40,  # with sharper attention float32 itself is 1e-4 from float64
         "sliding_window": s.window,
         "rope_parameters": {
             "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},

@@ -73,7 +73,8 @@ def randomise(model: torch.nn.Module, generator: torch.Generator) -> None:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, values in (trained | saved_buffers(model)).items():
         is_scale = values.ndim == 1 and name.endswith("weight")
-        drawn = float(is_scale) + 0.2 * torch.randn(values.shape, generator=generator)
+        spread = 0.05 if name.endswith(".q.weight") else 0.2  # T5 does not scale its scores, its queries start small
+        drawn = float(is_scale) + spread * torch.randn(values.shape, generator=generator)
         with torch.no_grad():
             values.copy_((16 * drawn).round() / 16)
 

@@ -9,8 +9,7 @@ import pkgutil
 
 from lmx.models.config import ModelConfig
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+_MODULES = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
 
 
 def known() -> dict[str, type[ModelConfig]]:
@@ -23,3 +22,8 @@ def known() -> dict[str, type[ModelConfig]]:
         if cls.__module__.startswith(f"{__name__}."):
             found |= dict.fromkeys((cls.family, *cls.also), cls)
     return found
+
+
+def presets() -> dict[str, ModelConfig]:
+    """The published sizes of every family, by name: what the families' files call ``PRESETS``."""
+    return {name: config for module in _MODULES for name, config in getattr(module, "PRESETS", {}).items()}

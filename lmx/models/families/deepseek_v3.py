@@ -216,3 +216,7 @@ class DeepseekV3(ModelConfig):
             "num_nextn_predict_layers": 0,
             **write_rope(self.rope, head_dim=self.rope_dim, context=self.context),
         }
+
+
+PRESETS = {"deepseek_v3": DeepseekV3()}
+"""The published size."""

@@ -80,5 +80,5 @@ class Gemma(Llama):
         return {"hidden_act": ACTIVATION, **super().write_more()}
 
 
-PRESETS = {"2B": Gemma(layers=18, width=2048, heads=8, kv_heads=1, hidden=16_384), "7B": Gemma()}
+PRESETS = {"gemma_2b": Gemma(layers=18, width=2048, heads=8, kv_heads=1, hidden=16_384), "gemma_7b": Gemma()}
 """The report's table 1."""

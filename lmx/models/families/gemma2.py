@@ -99,8 +99,8 @@ class Gemma2(Gemma):
 
 
 PRESETS = {
-    "2B": Gemma2(layers=26, width=2304, heads=8, kv_heads=4, hidden=9216),
-    "9B": Gemma2(),
-    "27B": Gemma2(layers=46, width=4608, heads=32, kv_heads=16, head_dim=128, hidden=36_864, query_scalar=144),
+    "gemma2_2b": Gemma2(layers=26, width=2304, heads=8, kv_heads=4, hidden=9216),
+    "gemma2_9b": Gemma2(),
+    "gemma2_27b": Gemma2(layers=46, width=4608, heads=32, kv_heads=16, head_dim=128, hidden=36_864, query_scalar=144),
 }
 """The report's table 1."""

@@ -130,7 +130,7 @@ def _text_part(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 PRESETS = {
-    "1B": Gemma3Text(
+    "gemma3_1b": Gemma3Text(
         vocab=262_144,
         context=32_768,
         layers=26,
@@ -141,8 +141,8 @@ PRESETS = {
         window=512,
         rope=Rope(1_000_000.0),
     ),
-    "4B": Gemma3Text(),
-    "12B": Gemma3Text(layers=48, width=3840, heads=16, kv_heads=8, hidden=15_360),
-    "27B": Gemma3Text(layers=62, width=5376, heads=32, kv_heads=16, head_dim=128, hidden=21_504, query_scalar=168),
+    "gemma3_4b": Gemma3Text(),
+    "gemma3_12b": Gemma3Text(layers=48, width=3840, heads=16, kv_heads=8, hidden=15_360),
+    "gemma3_27b": Gemma3Text(layers=62, width=5376, heads=32, kv_heads=16, head_dim=128, hidden=21_504, query_scalar=168),
 }
 """Those of the Hub."""

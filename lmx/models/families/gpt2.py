@@ -132,3 +132,12 @@ class Gpt2(ModelConfig):
         """Nothing more: the feed-forward layer is four times as wide as the residual stream."""
         config.only("n_inner", 4 * config.value("n_embd"))
         return {}
+
+
+PRESETS = {
+    "gpt2_124m": Gpt2(),
+    "gpt2_355m": Gpt2(layers=24, width=1024, heads=16),
+    "gpt2_774m": Gpt2(layers=36, width=1280, heads=20),
+    "gpt2_1558m": Gpt2(layers=48, width=1600, heads=25),
+}
+"""Published sizes."""

@@ -143,5 +143,5 @@ class GptOss(Llama):
         }
 
 
-PRESETS = {"20B": GptOss(), "120B": GptOss(layers=36, experts=128)}
+PRESETS = {"gpt_oss_20b": GptOss(), "gpt_oss_120b": GptOss(layers=36, experts=128)}
 """Those of the model card's table 1."""

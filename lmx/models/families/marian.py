@@ -76,3 +76,7 @@ class Marian(Bart):
     def write_more(self) -> dict[str, Any]:
         """The tokens that Marian's generation needs."""
         return {"pad_token_id": self.decoder_start, "eos_token_id": 0}
+
+
+PRESETS = {"marian_opus_mt": Marian()}
+"""The size of most OPUS-MT models; their vocabularies differ."""

@@ -99,8 +99,8 @@ class Palm(ModelConfig):
 
 
 PRESETS = {
-    "8B": Palm(),
-    "62B": Palm(layers=64, width=8192, heads=32, hidden=32_768),
-    "540B": Palm(layers=118, width=18_432, heads=48, hidden=73_728),
+    "palm_8b": Palm(),
+    "palm_62b": Palm(layers=64, width=8192, heads=32, hidden=32_768),
+    "palm_540b": Palm(layers=118, width=18_432, heads=48, hidden=73_728),
 }
 """The paper's table 1."""

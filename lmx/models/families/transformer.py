@@ -102,7 +102,7 @@ class Transformer(ModelConfig):
 
 
 PRESETS = {
-    "base": Transformer(dropout=0.1),
-    "big": Transformer(width=1024, heads=16, hidden=4096, dropout=0.3),
+    "transformer_base": Transformer(dropout=0.1),
+    "transformer_big": Transformer(width=1024, heads=16, hidden=4096, dropout=0.3),
 }
 """The paper's table 3."""
