@@ -37,10 +37,8 @@ def main(argv: Sequence[str]) -> None:
     from rich.console import Console
 
     from lmx.cli.recipes import print_result
-    from lmx.cli.runtime import start_jax
     from lmx.decode.convert import convert
 
-    start_jax()
     source, target = Path(options.source), Path(options.target)
     console = Console(stderr=True)
     with console.status("") as status:

@@ -4,6 +4,7 @@ import errno
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from lmx.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, LmxError
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
+    # A warning of lmx is one sentence for the user, without the place in the code that gave it.
+    warnings.showwarning = lambda message, *_: print(f"lmx {name}: warning: {message}", file=sys.stderr)
     try:
         importlib.import_module(f"lmx.cli.{name}").main(arguments)
     except LmxError as error:

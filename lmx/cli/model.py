@@ -100,6 +100,7 @@ def _open(path: Path) -> Shown:
     from lmx.checkpoint.huggingface import read_config
     from lmx.checkpoint.huggingface.tensors import read_json
     from lmx.config import nearest
+    from lmx.decode.sources import MODEL, open_source
     from lmx.experiment import RunDir
     from lmx.models.families import presets
 
@@ -107,6 +108,9 @@ def _open(path: Path) -> Shown:
     if run.experiment.exists():
         experiment = run.load_experiment()
         return Shown(path.name, experiment, experiment.train.length, "float32")
+    if (path / MODEL).is_file():
+        source = open_source(path)
+        return _of_config(path.name, source.config, "float32")
     if not path.exists() and str(path) in presets():
         return _of_config(str(path), presets()[str(path)], "float32")
     if not (path / "config.json").is_file():

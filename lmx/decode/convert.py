@@ -1,6 +1,7 @@
 """From one kind of model directory to another: written, read back, and compared with what was read."""
 
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,12 @@ def convert(
     if target.resolve().is_relative_to(source.resolve()) and target.resolve() != source.resolve():
         raise UserError(f"{target} lies in {source}, which is only read; give a directory outside it")
     opened = open_source(source)
+    if to == "hf":
+        opened.config.to_huggingface()  # refuses what has no such form before anything large is read
+        if opened.config.config_map.own:
+            warnings.warn(
+                f"transformers has no class for {opened.config.family}: only lmx reads {target}", stacklevel=2
+            )
     with new_directory(target) as folder:
         told(f"reading {source}")
         before, numbers = _write(opened, folder, to, dtype, step, told)
@@ -100,12 +107,14 @@ def outputs(source: Source, params: Params) -> Outputs:
     tokens, decoder_tokens = (rng.integers(0, spec.vocab, shape) for _ in range(2))
     decoder = decoder_tokens if spec.encoder else None
     found = {}
-    if spec.head is not None:
-        found["logits"] = model.logits(tokens, decoder)
-    if any(head.name != POOLED for head in spec.tasks):
-        found["scores"] = model.scores(tokens, decoder)
-    if not found:
-        found["embeddings"] = model.embed(tokens)
+    # Compiled as a whole for CPU, a model in bfloat16 has all of its weights in float32 too while it runs.
+    with jax.disable_jit():
+        if spec.head is not None:
+            found["logits"] = model.logits(tokens, decoder)
+        if any(head.name != POOLED for head in spec.tasks):
+            found["scores"] = model.scores(tokens, decoder)
+        if not found:
+            found["embeddings"] = model.embed(tokens)
     return {name: np.asarray(values) for name, values in found.items()}
 
 
@@ -153,6 +162,8 @@ def _write_texts(source: Source, folder: Path) -> None:
         return
     if source.tokenizer is not None:
         source.tokenizer.save(folder)
+        if not (folder / FILES[0]).is_file():
+            warnings.warn(f"the run's tokenizer is not a {FILES[0]}; lmx reads it, transformers may not", stacklevel=2)
     spec = source.config.spec()
     if spec.head is not None and not looks_ahead(spec):
         drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}

@@ -95,5 +95,5 @@ def _sampling(file: Path, content: Mapping[str, Any]) -> Sampling:
 
 def _unknown(content: Mapping[str, Any]) -> dict[str, Any]:
     read = (*SAMPLED, *HARMLESS, "do_sample", *(f"{n}_token_id" for n in ("eos", "bos", "pad", "decoder_start")))
-    asked = {k: v for k, v in content.items() if k not in read and v not in (None, False, [], {})}
-    return {k: v for k, v in asked.items() if NEUTRAL.get(k) != v}
+    asked = {k: v for k, v in content.items() if k not in read and v is not None and v is not False}
+    return {k: v for k, v in asked.items() if v not in ([], {}, NEUTRAL.get(k))}

@@ -251,10 +251,13 @@ class Model:
         if is_chat:
             generator = dataclasses.replace(generator, encode=lambda text: self.tokenize([text], around=False)[0].ids)
         # The mesh divides the batch: prompts are repeated until it does, and only theirs are yielded.
-        with use_sharding(self.sharding):
-            chunks = generator.stream(texts, seeds=seeds, **options)
-            for progress, news in chunks:
-                yield progress[:count], news[:count]
+        stream = generator.stream(texts, seeds=seeds, **options)
+        while True:
+            with use_sharding(self.sharding):  # not around the yield, where the caller's own code runs
+                latest = next(stream, None)
+            if latest is None:
+                return
+            yield latest[0][:count], latest[1][:count]
 
 
 def _seeds(seed: int | Sequence[int], prompts: Sequence[str]) -> Sequence[int]:

@@ -1,7 +1,7 @@
 """The decoding loop as two jitted programs: prefill, and a chunk of single-token steps over a donated cache."""
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from lmx.models.model import Inputs, apply, empty_cache, encode, logits
 from lmx.models.specs import ModelSpec
 from lmx.nn.cache import Cache
 from lmx.nn.module import Params
+from lmx.sharding.rules import Sharding, current
 
 FIELDS = ["cache", "token", "logprob", "position", "index", "seeds", "seen", "done", "stops", "values"]
 
@@ -22,6 +23,7 @@ class Program:
 
     spec: ModelSpec
     filters: Filters
+    sharding: Sharding | None = field(default_factory=current)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=FIELDS, meta_fields=[])

@@ -15,7 +15,9 @@ from lmx.nn.norm import build_norm
 from lmx.nn.sublayer import Sublayer
 from lmx.sharding.rules import constrain
 
-RESIDUAL = ("act_batch", "act_length", "act_embed")
+RESIDUAL = ("act_batch", "act_residual", "act_embed")
+INPUT = ("act_batch", "act_length", "act_embed")
+"""Of a sublayer: where the residual stream's length is split further, it is gathered here, after the norm."""
 NORMS = ("norm_in", "norm_out", "norm_residual")
 Aux = dict[str, Mapping[str, jax.Array]]
 """By sublayer, what it tells beside its output."""
@@ -55,7 +57,7 @@ class Block(nnx.Module):
 
     def _apply(self, name: str, sublayer: Sublayer, x: jax.Array, context: Context) -> tuple[jax.Array, SublayerOutput]:
         norms = {place: getattr(self, f"{name}_{place}") or _identity for place in NORMS}
-        out = getattr(self, name)(norms["norm_in"](x), context)
+        out = getattr(self, name)(constrain(norms["norm_in"](x), INPUT), context)
         return norms["norm_residual"](x + norms["norm_out"](out.hidden)), out
 
 

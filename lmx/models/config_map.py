@@ -91,6 +91,7 @@ class ConfigMap:
       only: options with the single value that the family computes, by their key; they may be absent, and are written.
       architectures: their class, by what its heads are for.
       ignored: more keys without a meaning for the computation.
+      own: transformers has no such class; the format is of lmx alone.
     """
 
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -98,6 +99,7 @@ class ConfigMap:
     only: Mapping[str, Any] = field(default_factory=dict)
     architectures: Mapping[Task, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    own: bool = False
 
     def read(self, config: Reader) -> dict[str, Any]:
         """Our fields' values.

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from lmx.errors import UserError
 from lmx.kernels.cross_entropy import Readout, readout_logits
 from lmx.models.block import RESIDUAL
+from lmx.models.pipeline import run_layers
 from lmx.models.specs import EncoderSpec, ModelSpec, Remat, StackSpec
-from lmx.models.stack import decode_stack, init_stack, is_unstacked, run_stack, stack_axes, unstack
+from lmx.models.stack import decode_stack, init_stack, is_unstacked, stack_axes, unstack
 from lmx.models.stack import stepped as stepped_stack
 from lmx.nn.cache import Cache, empty_view
 from lmx.nn.context import Context, Memory
@@ -137,9 +138,9 @@ def encode(
     if spec.encoder is None:
         raise UserError("this model has no encoder; call apply with its inputs alone")
     own = params["encoder"]
-    x, context = _embedded(spec.encoder, own, params["embedding"].get("table"), spec.width, inputs, key)
-    x, aux = run_stack(spec.encoder.stack, own["stack"], x, context, remat)
-    memory = Memory(_normed(spec.encoder, own, spec.width, x), inputs.positions, inputs.segments)
+    x, context = embedded(spec.encoder, own, params["embedding"].get("table"), spec.width, inputs, key)
+    x, aux = run_layers(spec.encoder.stack, own["stack"], x, context, remat)
+    memory = Memory(normed(spec.encoder, own, spec.width, x), inputs.positions, inputs.segments)
     return memory, {"encoder": aux} if aux else {}
 
 
@@ -164,30 +165,31 @@ def apply(
       key: for dropout; None for none.
       remat: what is kept for the backward pass.
     """
-    x, context = _embedded(spec, params, None, spec.width, inputs, key)
+    x, context = embedded(spec, params, None, spec.width, inputs, key)
     context = Context(context.positions, context.segments, context.key, memory=memory, types=inputs.types)
     if cache is None:
-        x, aux = run_stack(spec.stack, params["stack"], x, context, remat)
-        return Output(_normed(spec, params, spec.width, x), None, {"stack": aux} if aux else {})
+        x, aux = run_layers(spec.stack, params["stack"], x, context, remat)
+        return Output(normed(spec, params, spec.width, x), None, {"stack": aux} if aux else {})
     if not is_unstacked(params["stack"]):
         raise TypeError("a cache needs unstacked parameters: call unstack_layers first")
     cache = cache.advance(inputs.positions, inputs.segments)
     cache = cache if memory is None else cache.remember(memory.positions, memory.segments)
     x, layers = decode_stack(spec.stack, params["stack"], x, context, cache)
-    return Output(_normed(spec, params, spec.width, x), cache.written(layers, x.shape[1]))
+    return Output(normed(spec, params, spec.width, x), cache.written(layers, x.shape[1]))
 
 
-def _embedded(
+def embedded(
     spec: ModelSpec | EncoderSpec, params: Params, table: Any, width: int, inputs: Inputs, key: jax.Array | None
 ) -> tuple[jax.Array, Context]:
-    """The embedded inputs, and the context of the stack's sublayers."""
+    """The embedded inputs [batch, length, embed], and the context of the stack's sublayers."""
     embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
     embed = spec.embedding.part(width).bind(params.get("embedding", {}))
     x = embed(inputs.tokens, Context(inputs.positions, inputs.segments, embed_key, types=inputs.types), table)
     return constrain(x, RESIDUAL), Context(inputs.positions, inputs.segments, stack_key)
 
 
-def _normed(spec: ModelSpec | EncoderSpec, params: Params, width: int, x: jax.Array) -> jax.Array:
+def normed(spec: ModelSpec | EncoderSpec, params: Params, width: int, x: jax.Array) -> jax.Array:
+    """Hidden states [batch, length, embed] after the final norm, where there is one."""
     if spec.final_norm is None:
         return x
     return cast(jax.Array, spec.final_norm.part(width).bind(params.get("final_norm", {}))(x))

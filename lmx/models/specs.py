@@ -62,6 +62,12 @@ class StackSpec:
             rest = rest[best * repeats[best] :]
         return cls(tuple(segments), shared)
 
+    @property
+    def longest(self) -> int:
+        """The number of the segment with the most layers, the first of equals: the one that stages may split."""
+        layers = [segment.repeats * len(segment.pattern) for segment in self.segments]
+        return layers.index(max(layers))
+
     def blocks(self) -> tuple[BlockSpec, ...]:
         """Every block, in the order of the layers."""
         return tuple(block for s in self.segments for _ in range(s.repeats) for block in s.pattern)

@@ -38,14 +38,17 @@ def init_stack(spec: StackSpec, width: int, key: jax.Array) -> Params:
 
 
 def stack_axes(spec: StackSpec, width: int) -> Params:
-    """The logical axes of :func:`init_stack`'s parameters."""
+    """The logical axes of :func:`init_stack`'s parameters; only the longest segment's layers are an axis to split."""
 
-    def stacked(block: BlockSpec) -> Params:
+    def stacked(block: BlockSpec, name: str | None) -> Params:
         axes = block_part(block, width).axes()
-        return cast(Params, jax.tree.map(lambda a: ("layers", *a), axes, is_leaf=lambda x: isinstance(x, tuple)))
+        return cast(Params, jax.tree.map(lambda a: (name, *a), axes, is_leaf=lambda x: isinstance(x, tuple)))
 
     axes = {
-        f"segment_{i}": {f"block_{j}": stacked(b) for j, b in enumerate(s.pattern)} for i, s in enumerate(spec.segments)
+        f"segment_{i}": {
+            f"block_{j}": stacked(b, "layers" if i == spec.longest else None) for j, b in enumerate(s.pattern)
+        }
+        for i, s in enumerate(spec.segments)
     }
     shared = {s.name: s.part().axes() for s in spec.shared}
     return {**axes, "shared": shared} if shared else axes
@@ -67,27 +70,13 @@ def is_unstacked(params: Params) -> bool:
     return "layers" in params
 
 
-def run_stack(
-    spec: StackSpec, params: Params, x: jax.Array, context: Context, remat: Remat = "none"
+def run_segment(
+    segment: Segment, params: Params, x: jax.Array, context: Context, remat: Remat, first_layer: Any
 ) -> tuple[jax.Array, Params]:
-    """Hidden states [batch, length, embed] after every layer, and what the sublayers tell.
+    """Hidden states [batch, length, embed] after a segment's layers, scanned, and what the sublayers tell.
 
-    Scanned, which compiles one copy of each block, or over unstacked parameters layer by layer.
+    ``first_layer`` is the number of its first layer in the stack: random keys go by it.
     """
-    if is_unstacked(params):
-        return decode_stack(spec, params, x, context)[0], {}
-    context = replace(context, shared=params.get("shared", {}))
-    layer, aux = 0, {}
-    for i, segment in enumerate(spec.segments):
-        x, told = _scan_segment(segment, params[f"segment_{i}"], x, context, remat, layer)
-        aux[f"segment_{i}"] = told
-        layer += segment.repeats * len(segment.pattern)
-    return x, {name: told for name, told in aux.items() if told}
-
-
-def _scan_segment(
-    segment: Segment, params: Params, x: jax.Array, context: Context, remat: Remat, first_layer: int
-) -> tuple[jax.Array, Params]:
     width, period = x.shape[-1], len(segment.pattern)
 
     def body(x: jax.Array, scanned: tuple[Params, jax.Array]) -> tuple[jax.Array, Params]:
@@ -102,6 +91,31 @@ def _scan_segment(
     if remat != "none":
         body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=False)
     return cast(tuple[jax.Array, Params], jax.lax.scan(body, x, (params, jnp.arange(segment.repeats))))
+
+
+def run_stack(
+    spec: StackSpec,
+    params: Params,
+    x: jax.Array,
+    context: Context,
+    remat: Remat = "none",
+    longest: Callable[..., tuple[jax.Array, Params]] = run_segment,
+) -> tuple[jax.Array, Params]:
+    """Hidden states [batch, length, embed] after every layer, and what the sublayers tell.
+
+    Scanned, which compiles one copy of each block, or over unstacked parameters layer by layer. ``longest`` runs the
+    longest segment, by whatever way it takes.
+    """
+    if is_unstacked(params):
+        return decode_stack(spec, params, x, context)[0], {}
+    context = replace(context, shared=params.get("shared", {}))
+    layer, aux = 0, {}
+    for i, segment in enumerate(spec.segments):
+        run = longest if i == spec.longest else run_segment
+        x, told = run(segment, params[f"segment_{i}"], x, context, remat, layer)
+        aux[f"segment_{i}"] = told
+        layer += segment.repeats * len(segment.pattern)
+    return x, {name: told for name, told in aux.items() if told}
 
 
 def decode_stack(

@@ -1,5 +1,6 @@
 import base64
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,96 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "own.model").write_bytes(b"\x0a\x0b")
     with pytest.raises(UserError, match=r"pip install 'lmx\[sentencepiece\]'"):
         open_tokenizer(TokenizerFile(path=str(tmp_path / "own.model")))
+
+
+def test_prompts_take_special_tokens_and_documents_do_not(bpe: TextTokenizer) -> None:
+    end = bpe.end_id
+    assert bpe.encode_prompts(["the<|endoftext|>cat"])[0].ids == [*bpe.encode("the"), end, *bpe.encode("cat")]
+    assert end not in bpe.encode("the<|endoftext|>cat")
+    assert bpe.start_id is None
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_an_end_token_around_prompts_survives_saving(tokenizer: TextTokenizer, tmp_path: Path, before: bool) -> None:
+    around = tokenizer.with_end_token(before=before)
+    around.save(tmp_path / "saved")
+    text, end = tokenizer.encode("the cat"), tokenizer.end_id
+    wanted = [end, *text] if before else [*text, end]
+    for own in (around, load_tokenizer(tmp_path / "saved")):
+        assert own.encode_prompts(["the cat"])[0].ids == wanted
+        assert own.encode_prompts(["the cat"], around=False)[0].ids == text
+        assert own.encode("the cat") == text
+        assert own.start_id == (end if before else None)
+
+
+def test_settings_say_what_is_around_prompts(bpe: TextTokenizer, tmp_path: Path) -> None:
+    """As in transformers: add_bos_token and add_eos_token go before the file's own post-processor."""
+    bpe.save(tmp_path)
+    end, ids = bpe.end_id, bpe.encode("cat")
+    settings = {"eos_token": {"content": "<|endoftext|>"}, "bos_token": "<|endoftext|>"}
+    for more, wanted in (({}, ids), ({"add_bos_token": True, "add_eos_token": True}, [end, *ids, end])):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, **more}))
+        assert load_tokenizer(tmp_path).encode_prompts(["cat"])[0].ids == wanted
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        load_tokenizer(tmp_path)
+
+
+def test_older_files_are_read(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    bert = load_tokenizer(tmp_path)
+    assert bert.encode_prompts([("The cats", "[MASK]"), "x"]) == [
+        ([2, 5, 6, 7, 3, 4, 3], [0, 0, 0, 0, 0, 1, 1]),
+        ([2, 1, 3], [0, 0, 0]),
+    ]
+    (tmp_path / "vocab.txt").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps({"<s>": 0, "</s>": 1, "c": 2, "a": 3, "ca": 4, "t": 5}))
+    with pytest.raises(UserError, match=r"needs a merges\.txt"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nc a\n")
+    roberta = load_tokenizer(tmp_path)
+    assert roberta.encode_prompts(["cat", ("cat", "a")]) == [
+        ([0, 4, 5, 1], [0] * 4),
+        ([0, 4, 5, 1, 1, 3, 1], [0] * 7),
+    ]
+
+
+def test_sentencepiece_prompts_by_the_files_name(tmp_path: Path) -> None:
+    """T5's spiece.model ends texts and has extra tokens; Llama's tokenizer.model begins them."""
+    file = sentencepiece_model(tmp_path)
+    file.rename(tmp_path / "spiece.model")
+    t5 = load_tokenizer(tmp_path)
+    text = t5.encode("the cat")
+    assert t5.encode_prompts(["the cat<extra_id_0>"])[0].ids == [*text, t5.vocab_size - 1, t5.end_id]
+    assert t5.vocab_size == t5.token_bytes().size
+    assert t5.decode([*text, t5.vocab_size - 1]) == "the cat"
+    (tmp_path / "spiece.model").rename(tmp_path / "tokenizer.model")
+    llama = load_tokenizer(tmp_path)
+    assert llama.encode_prompts(["the cat"])[0].ids == [llama.token_id("<s>"), *text]
+    assert llama.encode_prompts(["</s>"])[0].ids == [llama.start_id, llama.end_id]
+    assert llama.vocab_size == t5.vocab_size - 100
+    with pytest.raises(UserError, match="reads single texts"):
+        llama.encode_prompts([("a", "b")])
+
+
+def test_marian_reads_one_language_and_writes_another(tmp_path: Path) -> None:
+    file = sentencepiece_model(tmp_path)
+    pieces = __import__("sentencepiece").SentencePieceProcessor(model_proto=file.read_bytes())
+    names = [pieces.id_to_piece(i) for i in range(pieces.get_piece_size())]
+    ids = {"</s>": 0, "<unk>": 1, ">>fra<<": 2} | {p: i for i, p in enumerate(names[3:], 3)}
+    (tmp_path / "source.spm").write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match=r"lacks target.spm, vocab.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "target.spm").write_bytes(file.read_bytes())
+    (tmp_path / "vocab.json").write_text(json.dumps({**ids, "<pad>": len(ids)}))
+    marian = load_tokenizer(tmp_path)
+    text = pieces.encode("the cat")
+    assert marian.encode("the cat") == text  # where both give the same numbers
+    assert marian.encode_prompts([">>fra<<the cat"])[0].ids == [2, *text, 0]
+    assert marian.decode([len(ids), *text, 0]) == "the cat"
+    marian.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").fingerprint == marian.fingerprint
 
 
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Converting models: what comes out is the same model, whole, with all that lay beside it; or nothing comes out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -144,9 +145,10 @@ def test_nan_is_named_and_kept(llama: Golden, tmp_path: Path) -> None:
         convert(tmp_path / "source", tmp_path / "new", "hf")
 
 
-def test_a_model_without_a_hugging_face_form_is_refused(tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    golden = load_golden("palm")
-    run = write_run(tmp_path / "run", golden.config, golden.params, tokenizer)
-    with pytest.raises(UserError, match="palm"):
+def test_a_task_without_a_hugging_face_class_is_refused(
+    config: Llama, stacked: Params, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", replace(config, task="pretraining"), stacked, tokenizer)
+    with pytest.raises(UserError, match="no Hugging Face class of this family for pretraining"):
         convert(run, tmp_path / "new", "hf")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]

@@ -66,6 +66,7 @@ class Palm(ModelConfig):
     family: ClassVar[str] = "palm"
     names: ClassVar[NameMap] = NAMES
     config_map: ClassVar[ConfigMap] = ConfigMap(
+        own=True,
         keys={
             name: name
             for name in ("vocab", "context", "layers", "width", "heads", "head_dim", "hidden", "rope_theta", "eps")

@@ -70,6 +70,7 @@ class Transformer(ModelConfig):
         }
     )
     config_map: ClassVar[ConfigMap] = ConfigMap(
+        own=True,
         keys={name: name for name in SIZES},
         defaults={"decoder_start": 0},
         architectures={"token_prediction": "Transformer", "embedding": "TransformerModel"},

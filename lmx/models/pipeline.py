@@ -1,0 +1,368 @@
+"""Pipeline parallelism: the mesh axis ``stage`` splits the layers, and microbatches go from stage to stage.
+
+What is pipelined is the longest segment of a stack; other segments, embedding and head run on all stages, which share
+their rows (``stage`` is the last axis of the rule ``act_batch``). Two ways lead through the layers:
+
+- here, ``gpipe`` (Huang et al. 2019) and ``circular`` (interleaved: Narayanan et al. 2021, 2.2): a scan over ticks in
+  which every stage works on one microbatch and hands it on; its transposition is the backward pass.
+- in :mod:`lmx.models.lockstep`, ``1f1b`` (Narayanan et al. 2019), which needs the loss inside.
+
+All of it is one region that is manual over ``stage``, and over the axes of a split length, because a kernel's own
+region nested in this one would gather what is stacked.
+"""
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from lmx.errors import UserError
+from lmx.models.block import RESIDUAL
+from lmx.models.specs import Remat, Segment, StackSpec
+from lmx.models.stack import is_unstacked, run_segment, run_stack
+from lmx.nn.context import Context, Memory
+from lmx.nn.module import Params
+from lmx.sharding.rules import Sharding, constrain, current, manual_axes, split_axes
+
+Schedule = Literal["gpipe", "circular", "1f1b"]
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How microbatches go through the stages; means nothing on a mesh of one stage."""
+
+    schedule: Schedule = "gpipe"
+    """All forward, then all backward (gpipe); the same with several parts of the layers on every stage, which wastes
+    less time (circular); or forward and backward in turn, which keeps fewer activations (1f1b)."""
+    microbatches: int = 0
+    """Parts that a batch is cut into; 0: four for each stage, or the most below that which divide the batch."""
+    chunks: int = 2
+    """Parts of the layers on each stage under the circular schedule."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule with its numbers; ``chunks`` is 1 except under the circular one."""
+
+    schedule: Schedule
+    stages: int
+    chunks: int
+    microbatches: int
+
+    @property
+    def ticks(self) -> int:
+        """Steps in lock-step until every microbatch is through; under 1f1b each is a forward and a backward."""
+        turns = 2 if self.schedule == "1f1b" else 1
+        return self.chunks * self.microbatches + turns * (self.stages - 1)
+
+    @property
+    def bubble(self) -> float:
+        """The share of each stage's ticks that does no work: (s - 1) / (m v + s - 1) with s stages, m microbatches and
+        v chunks; 2 (s - 1) / (m + 2 (s - 1)) under 1f1b in lock-step."""
+        return 1 - self.chunks * self.microbatches / self.ticks
+
+    def __str__(self) -> str:
+        chunks = f", {self.chunks} chunks each" if self.chunks > 1 else ""
+        return (
+            f"pipeline {self.schedule}: {self.stages} stages{chunks}, {self.microbatches} microbatches, "
+            f"bubble {self.bubble:.1%}"
+        )
+
+
+_config: contextvars.ContextVar[PipelineConfig] = contextvars.ContextVar("pipeline", default=PipelineConfig())
+
+
+@contextlib.contextmanager
+def use_pipeline(config: PipelineConfig) -> Iterator[None]:
+    """Within the block (where a function is traced), stages work by this schedule; by the default one elsewhere."""
+    token = _config.set(config)
+    try:
+        yield
+    finally:
+        _config.reset(token)
+
+
+def stages(sharding: Sharding | None = None) -> int:
+    """The stages of this mesh, or of the current one; 1 inside the region of a pipeline."""
+    sharding = sharding or current()
+    return 1 if sharding is None or "stage" in manual_axes() else sharding.mesh.shape.get("stage", 1)
+
+
+def schedule() -> Schedule:
+    """The schedule in use."""
+    return _config.get().schedule
+
+
+def make_plan(config: PipelineConfig, sharding: Sharding, batch: int) -> Plan:
+    """The plan for ``batch`` rows over all devices.
+
+    Raises:
+      UserError: numbers that do not fit, with the nearest that do.
+    """
+    chunks = config.chunks if config.schedule == "circular" else 1
+    if chunks < 1 or config.microbatches < 0:
+        what = f"chunks is {chunks}" if chunks < 1 else f"microbatches is {config.microbatches}"
+        raise UserError(f"pipeline.{what}, expected at least {1 if chunks < 1 else 0}")
+    count, parts = stages(sharding), sharding.ways("act_batch")
+    parts //= count if "stage" in sharding.axes("act_batch") else 1
+    if batch % parts:
+        raise UserError(f"the mesh splits the batch into {parts}, which does not divide its {batch} rows")
+    fits = [m for m in range(1, batch // parts + 1) if (batch // parts) % m == 0]
+    if chunks > 1:
+        fits = [m for m in fits if m >= count]
+    if not fits:
+        raise UserError(
+            f"the circular schedule needs at least one microbatch for each of the {count} stages, but a batch of {batch} "
+            f"rows over {parts} devices makes at most {batch // parts}; set the batch to a multiple of {count * parts}"
+        )
+    wanted = config.microbatches or max([m for m in fits if m <= 4 * count], default=fits[0])
+    if wanted not in fits:
+        near = min(fits, key=lambda m: (abs(m - wanted), m))
+        raise UserError(
+            f"pipeline.microbatches {wanted} does not fit {batch // parts} rows a device on {count} stages; "
+            f"the nearest that does is {near}"
+        )
+    return Plan(config.schedule, count, chunks, wanted)
+
+
+def plan_here(batch: int) -> Plan:
+    """The plan for the current mesh and schedule: see :func:`make_plan`."""
+    return make_plan(_config.get(), cast(Sharding, current()), batch)
+
+
+def check_stack(plan: Plan, stack: StackSpec) -> None:
+    """Raises UserError if the stages do not divide the longest segment, or if 1f1b meets one that is not the last."""
+    segment, parts = stack.segments[stack.longest], plan.stages * plan.chunks
+    if segment.repeats % parts:
+        near = max(parts, round(segment.repeats / parts) * parts)
+        each = f"{len(segment.pattern)} layers each" if len(segment.pattern) > 1 else "one layer each"
+        raise UserError(
+            f"{plan.stages} stages of {plan.chunks} chunks do not divide the {segment.repeats} repeats ({each}) of the "
+            f"stack's longest segment; the nearest that they divide is {near} repeats"
+        )
+    if plan.schedule == "1f1b" and stack.longest != len(stack.segments) - 1:
+        raise UserError(
+            "the schedule 1f1b needs the longest segment of the stack to be its last, and here layers of another kind "
+            "come after it; set pipeline.schedule to gpipe or circular"
+        )
+
+
+def run_layers(
+    spec: StackSpec, params: Params, x: jax.Array, context: Context, remat: Remat = "none"
+) -> tuple[jax.Array, Params]:
+    """:func:`lmx.models.stack.run_stack`, its longest segment through a pipeline where the mesh has stages."""
+    if stages() == 1 or is_unstacked(params):
+        return run_stack(spec, params, x, context, remat)
+    plan = plan_here(x.shape[0])
+    if plan.schedule == "1f1b":  # what is outside of the loss, as an encoder: its gradient comes from outside
+        plan = replace(plan, schedule="gpipe")
+    check_stack(plan, spec)
+    return run_stack(spec, params, x, context, remat, longest=functools.partial(_pipelined, plan))
+
+
+ROWS = ["x", "positions", "segments", "types", "memory", "batch"]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=ROWS, meta_fields=[])
+@dataclass(frozen=True)
+class Rows:
+    """What is cut into microbatches: hidden states, what of their context has rows, and a loss's batch."""
+
+    x: jax.Array
+    positions: jax.Array
+    segments: jax.Array
+    types: jax.Array | None
+    memory: Memory | None
+    batch: dict[str, jax.Array] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, x: jax.Array, context: Context, batch: dict[str, jax.Array] | None = None) -> "Rows":
+        """The rows of a stack's input."""
+        return cls(x, context.positions, context.segments, context.types, context.memory, batch or {})
+
+    def context(self, shared: Params, key: jax.Array | None) -> Context:
+        """The context of one microbatch's layers."""
+        return Context(self.positions, self.segments, key, memory=self.memory, shared=shared, types=self.types)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage does to a microbatch: run a part of a segment."""
+
+    plan: Plan
+    segment: Segment
+    remat: Remat
+    first_layer: int
+
+    @property
+    def part(self) -> Segment:
+        """The layers of one chunk of one stage."""
+        return replace(self.segment, repeats=self.segment.repeats // (self.plan.stages * self.plan.chunks))
+
+    def __call__(
+        self, params: Params, shared: Params, rows: Rows, key: jax.Array | None, micro: Any, chunk: Any
+    ) -> tuple[jax.Array, Params]:
+        """Hidden states after this stage's chunk number ``chunk``, and what the sublayers tell."""
+        position = chunk * self.plan.stages + jax.lax.axis_index("stage")
+        first = self.first_layer + position * self.part.repeats * len(self.part.pattern)
+        return run_segment(self.part, params, rows.x, rows.context(shared, self._key(key, micro)), self.remat, first)
+
+    def _key(self, key: jax.Array | None, micro: Any) -> jax.Array | None:
+        """The random key of a microbatch: one alone draws what the whole batch would."""
+        axes = split_axes("act_length")
+        if key is not None and axes:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axes))
+        return key if key is None or self.plan.microbatches == 1 else jax.random.fold_in(key, micro)
+
+    def check(self, context: Context) -> None:
+        """Raises UserError for sublayers that must see whole rows, where the mesh splits the length."""
+        axes = split_axes("act_length")
+        parts = [p for block in self.segment.pattern for s in block.sublayers for p in s.parts.values()]
+        drops = context.key is not None and any(getattr(p, "attention_dropout", 0) for p in parts)
+        capacity = any(hasattr(getattr(p, "dispatch", None), "factor") for p in parts)
+        if axes and (drops or capacity):
+            what = "dropout of attention probabilities" if drops else "an expert's capacity"
+            raise UserError(
+                f"{what} goes by whole rows, but a pipeline over a mesh that splits the length (mesh axes "
+                f"{', '.join(axes)}) sees parts of them; set mesh.stage or mesh.{axes[0]} to 1"
+            )
+
+
+def chunked(plan: Plan, tree: Any) -> Any:
+    """Stacked layers [layers, ...] -> [stages, chunks, layers of a chunk, ...].
+
+    Layers lie in their order everywhere else, as checkpoints have them: with several chunks this is an exchange of
+    parameters between the stages, once a batch.
+    """
+    sizes = (plan.chunks, plan.stages, -1)
+    return jax.tree.map(lambda a: a.reshape(*sizes, *a.shape[1:]).swapaxes(0, 1), tree)
+
+
+def unchunked(tree: Any) -> Any:
+    """The inverse of :func:`chunked`."""
+    return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[3:]), tree)
+
+
+def cut(plan: Plan, tree: Any) -> Any:
+    """[batch, ...] -> [microbatches, rows, ...], with a stride, so that every device's rows are in every microbatch."""
+    count = plan.microbatches
+    return jax.tree.map(lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), tree)
+
+
+def uncut(tree: Any) -> Any:
+    """The inverse of :func:`cut`."""
+    return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), tree)
+
+
+def pick(tree: Any, index: Any) -> Any:
+    """One of the first axis."""
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), tree)
+
+
+def place(tree: Any) -> Any:
+    """How microbatches enter a region: the same on every stage, lengths split."""
+    axes = split_axes("act_length") or None
+    return jax.tree.map(lambda a: PartitionSpec(None, None, axes) if a.ndim > 2 else PartitionSpec(), tree)
+
+
+def by_stage(tree: Any) -> Any:
+    """How what is chunked enters a region, and leaves it."""
+    return jax.tree.map(lambda a: PartitionSpec("stage"), tree)
+
+
+def everywhere(tree: Any) -> Any:
+    """How what is the same everywhere enters a region, and leaves it."""
+    return jax.tree.map(lambda a: PartitionSpec(), tree)
+
+
+def region(body: Any, in_specs: Any, out_specs: Any) -> Any:
+    """``body`` in a region that is manual over the stages, and over the axes of a split length."""
+    axes = {"stage", *split_axes("act_length")}
+    mesh = cast(Sharding, current()).mesh
+    return jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False)
+
+
+def real(segments: jax.Array) -> jax.Array:
+    """Float32 [microbatches]: each one's share of the tokens that are not padding, of those that are here."""
+    counts = (segments > 0).sum(tuple(range(1, segments.ndim)), dtype=jnp.float32)
+    return counts / jnp.maximum(across(counts.sum()), 1)
+
+
+def across(tree: Any) -> Any:
+    """Sums over the shards of a split length."""
+    axes = split_axes("act_length")
+    return jax.tree.map(lambda a: jax.lax.psum(a, axes), tree) if axes else tree
+
+
+def shift(tree: Any, plan: Plan, by: int) -> Any:
+    """Hands something to the next stage (``by`` 1) or the one before (-1), in a ring."""
+    to = [(i, (i + by) % plan.stages) for i in range(plan.stages)]
+    return jax.tree.map(lambda a: jax.lax.ppermute(a, "stage", to), tree)
+
+
+def _pipelined(
+    plan: Plan, segment: Segment, params: Params, x: jax.Array, context: Context, remat: Remat, first_layer: int
+) -> tuple[jax.Array, Params]:
+    """``run_segment`` through the stages.
+
+    What the sublayers tell is the mean over the microbatches, by their tokens that are not padding.
+    """
+    work = Work(plan, segment, remat, first_layer)
+    work.check(context)
+    parts, rows = chunked(plan, params), cut(plan, Rows.of(x, context))
+    alike = (dict(context.shared), context.key)
+    told = told_by(work, parts, alike, rows)
+    run = region(
+        functools.partial(_ticks, work, told),
+        (by_stage(parts), everywhere(alike), place(rows)),
+        (place(rows.x), by_stage(told)),
+    )
+    hidden, told = run(parts, alike, rows)
+    return constrain(uncut(hidden), RESIDUAL), unchunked(told)
+
+
+def told_by(work: Work, parts: Params, alike: Any, rows: Rows) -> Params:
+    """The shapes of what one chunk's sublayers tell of a microbatch, from what is chunked and cut."""
+
+    def alone(parts: Params, alike: Any, rows: Rows) -> Params:
+        params, here = jax.tree.map(lambda a: a[0, 0], parts), jax.tree.map(lambda a: a[0], rows)
+        return run_segment(work.part, params, here.x, here.context(*alike), work.remat, work.first_layer)[1]
+
+    return cast(Params, jax.eval_shape(alone, parts, alike, rows))
+
+
+def _ticks(work: Work, told: Params, parts: Params, alike: Any, rows: Rows) -> tuple[jax.Array, Params]:
+    """What every stage does.
+
+    The first stage keeps a queue of what goes in: the microbatches, then what comes back from the last stage, to go
+    around again with the next chunk; in the end it holds the results.
+    """
+    plan, (shared, key) = work.plan, alike
+    stage, share = jax.lax.axis_index("stage"), real(rows.segments)
+    own, count = jax.tree.map(lambda a: a[0], parts), plan.microbatches
+
+    def tick(carry: Any, now: jax.Array) -> Any:
+        queue, received, sums = carry
+        job = jnp.clip(now - stage, 0, plan.chunks * count - 1)
+        chunk, micro, works = job // count, job % count, job == now - stage
+        here = pick(replace(rows, x=queue), micro)
+        here = replace(here, x=jnp.where(stage == 0, here.x, received))
+        x, new = work(pick(own, chunk), shared, here, key, micro, chunk)
+        weight = jnp.where(works, share[micro], 0)
+        sums = jax.tree.map(lambda s, a: s.at[chunk].add(weight * a), sums, new)
+        received = shift(x, plan, 1)
+        back = now - (plan.stages - 1)
+        kept = jnp.where(back >= 0, received, pick(queue, back % count))
+        return (jax.lax.dynamic_update_index_in_dim(queue, kept, back % count, 0), received, sums), None
+
+    zeros = jax.tree.map(lambda s: jnp.zeros((plan.chunks, *s.shape), s.dtype), told)
+    queue = constrain(rows.x, (None, *RESIDUAL))
+    (queue, _, sums), _ = jax.lax.scan(tick, (queue, queue[0], zeros), jnp.arange(plan.ticks))
+    results = jax.lax.psum(jnp.where(stage == 0, queue, 0), "stage")
+    return results, jax.tree.map(lambda s: s[None], across(sums))
