@@ -25,8 +25,8 @@ from orbax.checkpoint import v1
 from lmx.checkpoint import loading, manifest, tree
 from lmx.checkpoint.config import CheckpointConfig
 from lmx.checkpoint.loading import META, SAVING, STATE, Restored, load_subtree
-from lmx.checkpoint.processes import share
 from lmx.errors import LmxError
+from lmx.sharding.processes import share
 
 __all__ = ["Checkpointer", "Restored", "load_subtree"]
 

@@ -10,8 +10,8 @@ from etils import epath
 from orbax.checkpoint import v1
 
 from lmx.checkpoint import manifest, tree
-from lmx.checkpoint.processes import share
 from lmx.errors import LmxError, UserError
+from lmx.sharding.processes import share
 
 META, STATE, SAVING = "meta.json", "state", "saving"
 CUT_OFF = "its save was cut off before it was complete"

@@ -1,13 +1,16 @@
-"""``lmx bench``: measure training or decoding."""
+"""``lmx bench``: measure training, decoding or loading."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from lmx.errors import UserError
 
 USAGE = """usage: lmx bench train RECIPE ...
        lmx bench decode MODEL|RECIPE ...
+       lmx bench load DIR|SIZE ...
 
 Each has --help. Example: lmx bench train configs/gpt2.py:gpt2_124m --batch 4 --length 512 --steps 10"""
 
@@ -48,14 +51,33 @@ class Decode:
     """The file for the JSON object; "-" is standard output."""
 
 
+@dataclass(frozen=True)
+class Load:
+    """Measures how long a Hugging Face directory takes to load and how much memory, and prints one JSON object.
+
+    A published size (llama_3_2_1b) stands for a directory of random bfloat16 weights, which is made for the purpose.
+
+    Example: lmx bench load llama_3_2_1b --shards 4
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR|SIZE")]
+    """A Hugging Face directory, or the name of a published size."""
+    shards: int = 4
+    """Files of the directory that is made."""
+    json: str = "-"
+    """The file for the JSON object; "-" is standard output."""
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs ``lmx bench`` with these arguments."""
-    kinds = {"train": _train, "decode": _decode}
+    kinds = {"train": _train, "decode": _decode, "load": _load}
     if not argv or argv[0] not in kinds:
         if argv and argv[0] in ("-h", "--help"):
             print(USAGE)
             return
-        raise UserError("say what to measure: lmx bench train RECIPE, or lmx bench decode MODEL|RECIPE")
+        raise UserError(
+            "say what to measure: lmx bench train RECIPE, lmx bench decode MODEL|RECIPE, or lmx bench load DIR|SIZE"
+        )
     kinds[argv[0]](argv[1:])
 
 
@@ -84,8 +106,6 @@ def _decode(argv: Sequence[str]) -> None:
         start_jax()
         spec, params = _random_model(recipe.experiment)
     else:
-        import tyro
-
         from lmx.decode.loaded import load
 
         options = tyro.cli(Decode, prog="lmx bench decode MODEL", args=list(argv[1:]))
@@ -103,6 +123,24 @@ def _decode(argv: Sequence[str]) -> None:
         repeats=options.repeats,
     )
     _emit(result, options.json)
+
+
+def _load(argv: Sequence[str]) -> None:
+    import tempfile
+    from pathlib import Path
+
+    options = tyro.cli(Load, prog="lmx bench load", args=list(argv))
+    from lmx.checkpoint.benchmark import bench_load, random_directory
+    from lmx.models.families import presets
+
+    if Path(options.model).exists() or options.model not in presets():
+        _emit(bench_load(Path(options.model)), options.json)
+        return
+    if options.shards < 1:
+        raise UserError(f"--shards is {options.shards}, expected at least 1")
+    with tempfile.TemporaryDirectory() as folder:
+        random_directory(presets()[options.model], Path(folder), shards=options.shards)
+        _emit(bench_load(Path(folder)), options.json)
 
 
 def _random_model(experiment: Any) -> Any:

@@ -7,6 +7,7 @@ from lmx.checkpoint.huggingface.export import (
     new_directory,
     verify_tensors,
     write_json,
+    write_shards,
     write_tensors,
 )
 from lmx.checkpoint.huggingface.load import import_params, import_tensors
@@ -28,5 +29,6 @@ __all__ = [
     "read_config",
     "verify_tensors",
     "write_json",
+    "write_shards",
     "write_tensors",
 ]

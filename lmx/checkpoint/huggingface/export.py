@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,20 @@ def write_tensors(
     """Writes ``model.safetensors``, or shards and their index; see :func:`export_params`."""
     plan, arrays = make_plan(config), flat(params)
     infos = _infos(plan, arrays, dtype)
+    write_shards(folder, infos, lambda name: _tensor(plan.holders[name], arrays, infos[name]), shard_bytes)
+
+
+def write_shards(
+    folder: Path,
+    infos: Mapping[str, jax.ShapeDtypeStruct],
+    content: Callable[[str], np.ndarray],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes ``model.safetensors``, or shards and their index, asking for the content of one tensor after the other."""
     shards = _shards(infos, shard_bytes)
     files = [SINGLE] if len(shards) == 1 else _numbered(len(shards))
     for file, names in zip(files, shards, strict=True):
-        one = {name: infos[name] for name in names}
-        write_file(folder / file, one, lambda name: _tensor(plan.holders[name], arrays, infos[name]))
+        write_file(folder / file, {name: infos[name] for name in names}, content)
     if len(shards) > 1:
         total = {"total_size": sum(nbytes(info) for info in infos.values())}
         where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
