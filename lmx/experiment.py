@@ -1,18 +1,22 @@
 """Experiment: the whole of a run, composed of the parts' own configurations. A recipe is a function returning one."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from lmx import config
 from lmx.checkpoint.config import CheckpointConfig
-from lmx.data.config import DataConfig
+from lmx.data.config import DataConfig, TrainedBpe
+from lmx.data.layout import Layout
+from lmx.data.tokenizer import TextTokenizer
 from lmx.errors import UserError
 from lmx.models.config import ModelConfig
 from lmx.models.families.gpt2 import Gpt2
+from lmx.models.schedules import PipelineConfig
 from lmx.models.specs import Remat
 from lmx.objectives.next_token import NextToken
 from lmx.objectives.objective import Objective
+from lmx.objectives.vocabulary import Vocabulary
 from lmx.optim.optimizer import AdamW, Optimizer
 from lmx.optim.schedule import Schedule
 from lmx.sharding.mesh import MeshConfig
@@ -92,6 +96,7 @@ class Experiment:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     rules: Rules = field(default_factory=Rules)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     init_from: str = ""
     """A run directory whose weights are the start; the optimizer and the step are fresh."""
 
@@ -112,11 +117,30 @@ class Experiment:
             raise UserError(f"train.ema is {train.ema}, expected a decay from 0 (none) to below 1")
         self.schedule.check(train.steps)
         self.model.spec()
+        self.objective.check(self.model, train.length)
+
+    @property
+    def corpus(self) -> DataConfig:
+        """The data, with a trained tokenizer that has the special tokens of the objective."""
+        wanted, needed = self.data.tokenizer, self.objective.special_tokens
+        if not isinstance(wanted, TrainedBpe) or not needed:
+            return self.data
+        specials = tuple(dict.fromkeys((*wanted.special_tokens, *needed)))
+        return replace(self.data, tokenizer=replace(wanted, special_tokens=specials))
+
+    def layout(self, tokenizer: TextTokenizer) -> Layout:
+        """The rows that it trains on and is evaluated on.
+
+        Raises:
+          UserError: the tokenizer lacks special tokens that the objective needs.
+        """
+        vocabulary = Vocabulary.of(tokenizer, self.objective.special_tokens)
+        return self.objective.layout(vocabulary, self.model.spec(), self.train.length)
 
 
 HARMLESS = (
     *("train.log_every", "train.max_skipped", "train.remat"),
-    *("eval", "sample", "data.cache_dir", "mesh", "rules"),
+    *("eval", "sample", "data.cache_dir", "mesh", "rules", "pipeline"),
     *("checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.asynchronous"),
 )
 """Parts that a resumed run may change: what is learned from which data does not depend on them, but for rounding."""

@@ -1,4 +1,4 @@
-"""``lmx check mesh`` and ``lmx check faults``: that a run is the same on any mesh, and after any crash."""
+"""``lmx check mesh``, ``faults`` and ``cluster``: a run is the same on any mesh, after any crash, on any hosts."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 USAGE = """usage: lmx check mesh RECIPE [--devices N] ...   the same numbers on every mesh
        lmx check faults [--runs 20] ...          the same run after every crash
+       lmx check cluster [--directory DIR] ...   whether the processes of a job can work together
 
 each has --help with an example, as: lmx check mesh configs/quickstart.py --devices 8
 """
@@ -69,7 +70,9 @@ def main(argv: Sequence[str]) -> None:
       UserError: there is no such check, or its arguments are wrong.
       LmxError: the check failed.
     """
-    checks = {"mesh": _mesh, "faults": _faults}
+    from lmx.cli import cluster
+
+    checks = {"mesh": _mesh, "faults": _faults, "cluster": cluster.main}
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
         print(USAGE, end="")
@@ -164,12 +167,13 @@ def _mesh_table(checked: "MeshCheck") -> str:
     for trial in checked.trials:
         table.add_row(mesh_name(trial.mesh), *(_cells(trial) if not trial.skipped else ["skipped"]))
     skipped = [f"skipped {mesh_name(t.mesh)}: {t.skipped}" for t in checked.trials if t.skipped]
+    pipelines = [f"{mesh_name(t.mesh)}: {t.pipeline}" for t in checked.trials if t.pipeline]
     verdict = checked.failure() or f"the same on every mesh, up to rounding ({checked.tolerance:.0e})"
     legend = (
         f"after {checked.steps} steps; ±: the largest difference from one device, relative (gradients: of "
         "any parameter), of parameters absolute; MB: on each device"
     )
-    return "\n".join([_text(table), legend, *skipped, verdict])
+    return "\n".join([_text(table), legend, *pipelines, *skipped, verdict])
 
 
 def _cells(trial: "Trial") -> list[str]:

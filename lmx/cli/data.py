@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     from lmx.cli.recipes import load_recipe
     from lmx.data.prepare import prepare
 
-    prepared = prepare(load_recipe(command.recipe, overrides).data, workers=command.workers)
+    prepared = prepare(load_recipe(command.recipe, overrides).corpus, workers=command.workers)
     _report(prepared, command)
     return 0
 

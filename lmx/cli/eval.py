@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     run = model.experiment
     if run is None and not options.files:
         raise UserError(f'{options.model} is not a run, so it has no held-out text of its own; give --files "*.txt"')
-    data = run.data if run else DataConfig()
+    data = run.corpus if run else DataConfig()
     directory = RunDir(Path(options.model)).tokenizer if run else Path(options.model)
     if options.files:
         data = DataConfig(

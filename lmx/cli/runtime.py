@@ -5,11 +5,19 @@ import os
 import sys
 from pathlib import Path
 
+from lmx.sharding.launchers import DETECTED, Cluster
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
-def start_jax() -> None:
-    """Turns on JAX's compilation cache, in $LMX_CACHE or ~/.cache/lmx unless JAX's own setting names a place."""
+def start_jax(cluster: Cluster = DETECTED) -> None:
+    """Joins the other processes, if there are any, and turns on JAX's compilation cache.
+
+    The cache is in $LMX_CACHE or ~/.cache/lmx unless JAX's own setting names a place.
+
+    Raises:
+      UserError: the options or variables that place this process among others are incomplete.
+    """
     _keep_freed_memory()
     import jax
 
@@ -17,6 +25,9 @@ def start_jax() -> None:
         root = os.environ.get("LMX_CACHE") or Path.home() / ".cache" / "lmx"
         jax.config.update("jax_compilation_cache_dir", str(Path(root) / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    from lmx.sharding.processes import start
+
+    start(cluster)
 
 
 def _keep_freed_memory() -> None:

@@ -1,16 +1,22 @@
 """``lmx train``: train a recipe, or go on with its run."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmx.sharding.launchers import Cluster, find_place
+
 
 @dataclass(frozen=True)
-class Train:
+class Train(Cluster):
     """Trains a recipe into a run directory. Started again, it goes on from the last checkpoint by itself.
 
     Every field of the recipe is an option. Example: lmx train configs/quickstart.py --train.steps 200 --run-dir runs/a
+
+    In a job of several processes (launch/README.md), each is watched by a parent, which ends it with a clear status
+    when it dies or hangs.
     """
 
     run_dir: str = ""
@@ -19,6 +25,8 @@ class Train:
     """Fields (as model.layers, or model for all of it) that may differ from those of the run that goes on."""
     profile: tuple[int, int] | None = None
     """First and last step of a profiler trace, counted from 1; it lands in RUN/profile."""
+    restarts: int = 0
+    """How often to start again, from the last checkpoint, after a process died or hung."""
     json: str = ""
     """Also write the summary as JSON to this file; "-" is standard output."""
 
@@ -27,14 +35,31 @@ def main(argv: Sequence[str]) -> None:
     """Runs ``lmx train`` with these arguments."""
     from lmx.cli.recipes import parse, print_result
     from lmx.cli.runtime import start_jax
+    from lmx.train.supervise import beat, is_supervised
 
     options, recipe = parse("train", Train, argv)
-    start_jax()
+    if not is_supervised() and (options.restarts or find_place(options)):
+        sys.exit(_supervised(argv, options))
+    beat(options.heartbeat_limit())
+    start_jax(options)
+    from lmx.sharding.processes import is_first, together
     from lmx.train.run import RunOptions, train
 
     run_dir = Path(options.run_dir or f"runs/{recipe.name}")
-    summary = train(recipe.experiment, run_dir, RunOptions(options.allow_config_change, options.profile))
-    print_result(summary, describe(summary, run_dir), options.json)
+    wanted = RunOptions(options.allow_config_change, options.profile, options.start_limit())
+    with together():
+        summary = train(recipe.experiment, run_dir, wanted)
+    if is_first():
+        print_result(summary, describe(summary, run_dir), options.json)
+
+
+def _supervised(argv: Sequence[str], options: Train) -> int:
+    """The same command as the child of a parent; the exit code of both."""
+    from lmx.train.supervise import Limits, Supervisor, own_command
+
+    limits = Limits(options.restarts, options.start_limit(), options.heartbeat_limit())
+    supervisor = Supervisor(limits, lambda text: print(f"lmx train: {text}", file=sys.stderr, flush=True))
+    return supervisor.run(lambda: [own_command(["train", *argv])])
 
 
 def describe(summary: dict[str, Any], run_dir: Path) -> str:

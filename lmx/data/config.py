@@ -18,6 +18,24 @@ class PythonStdlib(Source):
 
 
 @dataclass(frozen=True)
+class Docstrings(PythonStdlib):
+    """Pairs from the same library: the code of every documented function and class, and its docstring."""
+
+    summary: bool = True
+    """The docstring's first paragraph, on one line; else all of it."""
+
+
+@dataclass(frozen=True)
+class AlignedFiles(Source):
+    """Pairs from plain text files that are aligned by line: line i of one is the source of line i of the other."""
+
+    files: tuple[str, ...] = ()
+    """Paths or globs of the sources, matched with the targets in sorted order."""
+    target_files: tuple[str, ...] = ()
+    """Paths or globs of the targets."""
+
+
+@dataclass(frozen=True)
 class LocalFiles(Source):
     """Files on this machine: .txt (or any plain text), .jsonl, .parquet; text and jsonl may be gzipped."""
 
@@ -53,7 +71,9 @@ class TrainedBpe(Tokenizer):
     """A byte-level BPE trained on the training documents of the run's own sources."""
 
     vocab_size: int = 8192
-    """Number of tokens: 256 bytes, the end of text, and merges."""
+    """Number of tokens: 256 bytes, the end of text, other special tokens, and merges."""
+    special_tokens: tuple[str, ...] = ()
+    """Special tokens beside the end of text; what the run's objective needs is added by itself."""
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,16 @@ import numpy as np
 
 from lmx import config as configuration
 from lmx.data import cache, parts
-from lmx.data.config import LocalFiles, PythonStdlib, Source, Tfds
+from lmx.data.config import AlignedFiles, Docstrings, LocalFiles, PythonStdlib, Source, Tfds
 from lmx.errors import UserError
 
 INFO = "dataset_info.json"
-SOURCES = {PythonStdlib: "python_stdlib", LocalFiles: "local_files"}
+SOURCES = {
+    PythonStdlib: "python_stdlib",
+    LocalFiles: "local_files",
+    Docstrings: "docstrings",
+    AlignedFiles: "aligned_files",
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Dataset:
     split: str = "train"
     text_column: str = "text"
     name_column: str | None = "path"
+    target_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,14 @@ class Documents:
     def __len__(self) -> int:
         return len(self.sizes)
 
+    @property
+    def targets(self) -> "Documents | None":
+        """Where documents are pairs: the same documents, with their targets for texts."""
+        if self.dataset.target_column is None:
+            return None
+        dataset = replace(self.dataset, text_column=self.dataset.target_column, target_column=None)
+        return replace(self, key=f"{self.key}-target", dataset=dataset)
+
     def texts(self, indices: Iterable[int]) -> Iterator[str]:
         """The texts of documents, read as they are asked for."""
         records = open_records(self.dataset)
@@ -102,7 +116,8 @@ def prepare_documents(source: Source, root: Path, *, workers: int = 0, progress:
     found = _find_tfds(source) if isinstance(source, Tfds) else None
     key = _tfds_key(found) if found else _files_key(source)
     directory = root / "documents" / key
-    dataset = found or Dataset(str(directory / SOURCES[type(source)] / "1.0.0"))
+    target = "target" if isinstance(source, Docstrings | AlignedFiles) else None
+    dataset = found or Dataset(str(directory / SOURCES[type(source)] / "1.0.0"), target_column=target)
     meta = directory / "meta.json"
     if not meta.exists():
         with cache.locked(directory):
@@ -121,17 +136,24 @@ def _open(name: str, key: str, directory: Path, dataset: Dataset) -> Documents:
 
 
 def _builder_class(source: Source) -> Any:
-    from lmx.data.builders import local_files, python_stdlib
+    from lmx.data.builders import aligned_files, docstrings, local_files, python_stdlib
 
-    return python_stdlib.PythonStdlib if isinstance(source, PythonStdlib) else local_files.LocalFiles
+    builders: dict[type[Source], Any] = {
+        PythonStdlib: python_stdlib.PythonStdlib,
+        LocalFiles: local_files.LocalFiles,
+        Docstrings: docstrings.Docstrings,
+        AlignedFiles: aligned_files.AlignedFiles,
+    }
+    return builders[type(source)]
 
 
 def _files_key(source: Source) -> str:
-    if not isinstance(source, PythonStdlib | LocalFiles):
-        raise UserError(f"{type(source).__name__} is no source of documents: use PythonStdlib, LocalFiles or Tfds")
+    if type(source) not in SOURCES:
+        known = ", ".join(cls.__name__ for cls in SOURCES)
+        raise UserError(f"{type(source).__name__} is no source of documents: use {known} or Tfds")
     from lmx.data.builders import files
 
-    listed = files.stdlib_files() if isinstance(source, PythonStdlib) else files.matched_files(source)
+    listed = files.listed(source)
     return cache.key(configuration.to_data(replace(source, weight=1.0)), [files.signature(f) for f in listed])
 
 

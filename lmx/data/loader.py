@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmx.data.rows import KEYS, Row, padding_row
+from lmx.data.layout import Row
 
 Batch = dict[str, jax.Array]
 
@@ -23,12 +23,12 @@ class Loader(Iterator[Batch]):
     Args:
       rows: random-access rows, such as those of :mod:`lmx.data.rows`; its length may be ``sys.maxsize``.
       batch: rows in a global batch.
-      sharding: how an array ``[batch, length]`` lies on the devices; None puts it on the default device.
+      sharding: how each array ``[batch, length]`` lies on the devices; None puts it on the default device.
       start_step: the step of the first batch.
       prefetch: batches to have ready.
 
     Yields:
-      dicts of int32 ``[batch, length]``: ``tokens``, ``targets``, ``segment_ids``, ``positions``.
+      dicts of int32 ``[batch, length]``: the rows' arrays, each of its own length.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Loader(Iterator[Batch]):
         prefetch: int = 2,
     ) -> None:
         self._rows, self._batch, self._sharding = rows, batch, sharding
-        self._length = len(rows[0]["tokens"])
+        self._padding: Row = {key: np.zeros_like(array) for key, array in rows[0].items()}
         self._steps = range(start_step, -(-len(rows) // batch))
         self._queue: queue.Queue[Batch | Exception | None] = queue.Queue(max(prefetch, 1))
         self._closed = threading.Event()
@@ -89,10 +89,10 @@ class Loader(Iterator[Batch]):
         def row(slot: int) -> Row:
             if slot not in cached:
                 index = step * self._batch + slot
-                cached[slot] = self._rows[index] if index < len(self._rows) else padding_row(self._length)
+                cached[slot] = self._rows[index] if index < len(self._rows) else self._padding
             return cached[slot]
 
-        return {key: self._array(key, row) for key in KEYS}
+        return {key: self._array(key, row) for key in self._padding}
 
     def _array(self, key: str, row: Any) -> jax.Array:
         def shard(index: Any) -> np.ndarray:
@@ -101,4 +101,4 @@ class Loader(Iterator[Batch]):
 
         if self._sharding is None:
             return jax.numpy.asarray(shard((slice(None), slice(None))))
-        return jax.make_array_from_callback((self._batch, self._length), self._sharding, shard)
+        return jax.make_array_from_callback((self._batch, len(self._padding[key])), self._sharding, shard)

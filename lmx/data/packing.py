@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 
 from lmx.data import cache
+from lmx.data.layout import Layout, PairRoom
+from lmx.errors import UserError
 
 WINDOW = 65_536  # documents packed together: fill 0.9999, and memory that does not grow with the corpus
 PIECE = np.dtype([("document", "<i8"), ("start", "<i4"), ("count", "<i4")])
@@ -28,13 +30,15 @@ class Plan:
       length: positions in a row.
       pieces: :data:`PIECE` ``[pieces]``, those of a row together.
       offsets: int64 ``[rows + 1]``, where each row's pieces begin.
-      cut: documents that lie in more than one row.
+      cut: documents that lie in more than one row; of pairs, those that are truncated to fit one.
+      dropped: documents that are left out.
     """
 
     length: int
     pieces: np.ndarray
     offsets: np.ndarray
     cut: int
+    dropped: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -50,31 +54,75 @@ class Plan:
         return 1 - int(self.pieces["count"].sum(dtype=np.int64)) / positions if positions else 0.0
 
 
-def make_plan(lengths: np.ndarray, documents: np.ndarray, length: int, packing: Packing, directory: Path) -> Plan:
-    """Plans rows of ``length`` positions and writes them to ``directory``, or opens what is there.
+def make_plan(
+    lengths: np.ndarray,
+    documents: np.ndarray,
+    layout: Layout,
+    packing: Packing,
+    directory: Path,
+    targets: np.ndarray | None = None,
+) -> Plan:
+    """Plans rows of ``layout`` and writes them to ``directory``, or opens what is there.
 
     Args:
       lengths: int ``[all documents]``, tokens in each document.
       documents: int ``[chosen]``, the documents to pack, in order.
-      length: positions in a row.
+      layout: how long rows are, and what a piece takes of one.
       packing: ``best_fit`` keeps documents (or the rest of one longer than a row) whole; ``split`` cuts at
-      every row. directory: where the plan lives.
+        every row.
+      directory: where the plan lives.
+      targets: int ``[all documents]``, tokens in each document's target, for a layout of pairs.
+
+    Raises:
+      UserError: ``split``, of a layout whose pieces take more of a row than their tokens.
     """
+    if packing == "split" and (layout.identity or layout.pairs):
+        raise UserError(
+            'data.packing is "split", which cuts the text at every row; this objective puts more than its tokens into '
+            'a row, so it needs "best_fit"'
+        )
     if not directory.exists():
         with cache.locked(directory.parent):
             if not directory.exists():
                 with cache.whole_dir(directory) as temporary:
-                    _write(_planned(lengths, documents, length, packing), temporary)
+                    if layout.pairs is not None and targets is not None:
+                        _write(*_planned_pairs(lengths, targets, documents, layout.length, layout.pairs), temporary)
+                    else:
+                        _write(_planned(lengths, documents, layout, packing), {}, temporary)
+    meta = cache.read_json(directory / "meta.json")
     return Plan(
-        length,
+        layout.length,
         _mapped(directory / "pieces.bin", PIECE),
         _mapped(directory / "offsets.bin", np.dtype("<i8")),
-        cache.read_json(directory / "meta.json")["cut"],
+        meta["cut"],
+        meta.get("dropped", 0),
     )
 
 
+def _planned_pairs(
+    lengths: np.ndarray, targets: np.ndarray, documents: np.ndarray, length: int, pairs: PairRoom
+) -> tuple[Iterator[tuple[np.ndarray, np.ndarray]], dict[str, int]]:
+    """As :func:`_planned`, of pairs that lie whole in one row; and how many are cut to fit one, or left out."""
+    rooms = pairs.room(np.asarray(lengths[documents], np.int64), np.asarray(targets[documents], np.int64))
+    long = rooms > length
+    kept = documents[~long] if pairs.longer == "drop" else documents
+    sizes = rooms[~long] if pairs.longer == "drop" else np.minimum(rooms, length)
+    counts = {"cut": 0, "dropped": int(long.sum())} if pairs.longer == "drop" else {"cut": int(long.sum())}
+
+    def windows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        row = 0
+        for first in range(0, len(kept), WINDOW):
+            window = np.asarray(kept[first : first + WINDOW], np.int64)
+            pieces = _pieces(window, np.zeros_like(window), np.asarray(lengths[window], np.int64))
+            pieces, rows = _in_rows(pieces, best_fit(sizes[first : first + WINDOW], length))
+            yield pieces, rows + row
+            row += int(rows[-1]) + 1
+
+    return windows(), counts
+
+
 def _planned(
-    lengths: np.ndarray, documents: np.ndarray, length: int, packing: Packing
+    lengths: np.ndarray, documents: np.ndarray, layout: Layout, packing: Packing
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each window: its pieces in row order, and the row of each, counted from the first row of all."""
     position = row = 0
@@ -82,16 +130,16 @@ def _planned(
         window = np.asarray(documents[first : first + WINDOW], np.int64)
         predictions = np.asarray(lengths[window], np.int64) + 1
         if packing == "split":
-            pieces, rows = split_window(window, predictions, length, position)
+            pieces, rows = split_window(window, predictions, layout.length, position)
             position += int(predictions.sum())
         else:
-            pieces, rows = best_fit_window(window, predictions, length)
+            pieces, rows = best_fit_window(window, predictions, layout)
             rows += row
             row = int(rows[-1]) + 1
         yield pieces, rows
 
 
-def _write(windows: Iterator[tuple[np.ndarray, np.ndarray]], directory: Path) -> None:
+def _write(windows: Iterator[tuple[np.ndarray, np.ndarray]], counts: dict[str, int], directory: Path) -> None:
     total, last_row, cut = 0, -1, 0
     with (
         (directory / "pieces.bin").open("wb") as pieces_file,
@@ -104,7 +152,7 @@ def _write(windows: Iterator[tuple[np.ndarray, np.ndarray]], directory: Path) ->
             total, last_row = total + len(pieces), int(rows[-1])
             cut += int((np.unique(pieces["document"], return_counts=True)[1] > 1).sum())
         np.array([total], "<i8").tofile(offsets_file)
-    cache.write_json(directory / "meta.json", {"cut": cut})
+    cache.write_json(directory / "meta.json", {"cut": cut, **counts})
 
 
 def _mapped(file: Path, dtype: np.dtype) -> np.ndarray:
@@ -129,20 +177,25 @@ def split_window(
     return _pieces(documents[owner], cuts - starts[owner], counts), cuts // length
 
 
-def best_fit_window(documents: np.ndarray, predictions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+def best_fit_window(documents: np.ndarray, predictions: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     """Pieces and rows of documents packed by best fit; rows in the order of their first documents."""
-    full, rest = predictions // length, predictions % length
+    longest = len(layout.rooms) - 1
+    full, rest = predictions // longest, predictions % longest
     owner = np.repeat(np.arange(len(documents)), full)
     nth = np.arange(len(owner)) - np.repeat(np.cumsum(full) - full, full)
     tail = np.flatnonzero(rest)
     pieces = _pieces(
         documents[np.concatenate([owner, tail])],
-        np.concatenate([nth, full[tail]]) * length,
-        np.concatenate([np.full(len(owner), length), rest[tail]]),
+        np.concatenate([nth, full[tail]]) * longest,
+        np.concatenate([np.full(len(owner), longest), rest[tail]]),
     )
-    bins = np.concatenate([np.arange(len(owner)), len(owner) + best_fit(rest[tail], length)])
+    bins = np.concatenate([np.arange(len(owner)), len(owner) + best_fit(layout.rooms[rest[tail]], layout.length)])
     order = np.lexsort((pieces["start"], np.concatenate([owner, tail])))
-    pieces, bins = pieces[order], bins[order]
+    return _in_rows(pieces[order], bins[order])
+
+
+def _in_rows(pieces: np.ndarray, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces by row, and the row of each: the bins in the order of their first pieces."""
     _, first, inverse = np.unique(bins, return_index=True, return_inverse=True)
     rows = np.argsort(np.argsort(first))[inverse]
     order = np.argsort(rows, kind="stable")

@@ -1,6 +1,7 @@
 """From a data configuration to documents, tokenizer and tokens: made once, then opened at once."""
 
 import errno
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import numpy as np
 from lmx.data import cache, packing
 from lmx.data.config import DataConfig, TokenizerFile, TrainedBpe
 from lmx.data.documents import Documents, prepare_documents
+from lmx.data.layout import Layout, NextTokens
 from lmx.data.tokenizer import TextTokenizer, load_tokenizer, open_tokenizer, train_bpe
 from lmx.data.tokens import TokenStore, prepare_tokens
 from lmx.errors import UserError
@@ -31,6 +33,8 @@ class PreparedSource:
     tokens: TokenStore
     held_out: np.ndarray
     """bool ``[documents]``"""
+    targets: TokenStore | None = None
+    """Where documents are pairs: the tokens of their targets."""
 
     def chosen(self, split: Split) -> np.ndarray:
         """The documents of a split that have text, int64 ``[chosen]``, in order."""
@@ -62,29 +66,31 @@ class Prepared:
         for source in self.sources:
             yield from source.documents.texts(source.chosen(split))
 
-    def plan(self, source: int, split: Split, length: int) -> packing.Plan:
-        """The rows of a source, ``length`` positions each; planned on first use.
+    def plan(self, source: int, split: Split, layout: Layout | int) -> packing.Plan:
+        """The rows of a source, in a layout or (by their length) for next-token prediction; planned on first use.
 
         Raises:
-          UserError: ``length`` is not positive.
+          UserError: the length is not positive, or one of the layout and the source is of pairs and the other not.
         """
-        if length < 1:
-            raise UserError(f"the row length is {length}, expected at least 1 position")
+        layout = NextTokens(layout) if isinstance(layout, int) else layout
+        if layout.length < 1:
+            raise UserError(f"the row length is {layout.length}, expected at least 1 position")
         chosen, config = self.sources[source], self.config
-        name = cache.key(
-            chosen.documents.key, self.tokenizer.fingerprint, config.held_out, split, length, config.packing
-        )
+        _check_pairs(self.source_names[source], chosen, layout)
+        parts = (chosen.documents.key, self.tokenizer.fingerprint, config.held_out, split, layout.length)
+        name = cache.key(*parts, config.packing, *([layout.identity] if layout.identity else []))
         with no_space_error(self.root):
             return packing.make_plan(
                 chosen.tokens.lengths,
                 chosen.chosen(split),
-                length,
+                layout,
                 config.packing,
                 self.root / "plans" / name,
+                None if chosen.targets is None else chosen.targets.lengths,
             )
 
-    def stats(self, length: int | None = None) -> dict[str, Any]:
-        """Counts for each source, ready for JSON; with the row ``length``, also what the packing gives.
+    def stats(self, length: Layout | int | None = None) -> dict[str, Any]:
+        """Counts for each source, ready for JSON; with a layout or a row ``length``, also what the packing gives.
 
         Of each source: ``documents``, ``tokens``, ``bytes`` (of text) and ``dropped`` (blank or undecodable
         documents) in all, ``held_out_*`` of them held out, ``truncated`` (documents that lose tokens: none
@@ -121,6 +127,7 @@ def _packed(train: packing.Plan, held_out: packing.Plan) -> dict[str, Any]:
         "rows": len(train),
         "held_out_rows": len(held_out),
         "cut": train.cut,
+        **({"left_out": train.dropped + held_out.dropped} if train.dropped + held_out.dropped else {}),
         "padding": round(train.padding, 6),
     }
 
@@ -141,10 +148,12 @@ def prepare(config: DataConfig, *, workers: int = 0, progress: bool = True) -> P
         documents = [prepare_documents(s, root, workers=workers, progress=progress) for s in config.sources]
         held_out = [held_out_mask(d, config.held_out) for d in documents]
         tokenizer, directory = _prepare_tokenizer(config, documents, held_out, root)
-        stores = [prepare_tokens(d, tokenizer, directory, root, workers=workers, progress=progress) for d in documents]
+        encode = functools.partial(prepare_tokens, workers=workers, progress=progress)
+        stores = [encode(d, tokenizer, directory, root) for d in documents]
+        targets = [encode(t, tokenizer, directory, root) if (t := d.targets) else None for d in documents]
     names = _distinct([d.name for d in documents])
     weights = [source.weight for source in config.sources]
-    sources = tuple(map(PreparedSource, names, weights, documents, stores, held_out))
+    sources = tuple(map(PreparedSource, names, weights, documents, stores, held_out, targets))
     fingerprint = cache.digest([d.fingerprint for d in documents], tokenizer.fingerprint, config.held_out)
     return Prepared(config, root, tokenizer, sources, fingerprint)
 
@@ -157,6 +166,16 @@ def _check(config: DataConfig) -> None:
             raise UserError(f"a {type(source).__name__} has weight {source.weight}, expected a number above 0")
     if not 0 <= config.held_out <= 1:
         raise UserError(f"held_out is {config.held_out}, expected a share from 0 to 1")
+
+
+def _check_pairs(name: str, source: PreparedSource, layout: Layout) -> None:
+    if layout.pairs is not None and source.targets is None:
+        raise UserError(
+            f"the source {name} has documents, but the objective learns from pairs of a source and a target: use "
+            "Docstrings or AlignedFiles"
+        )
+    if layout.pairs is None and source.targets is not None:
+        raise UserError(f"the source {name} has pairs of a source and a target, which only SeqToSeq learns from")
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -208,8 +227,9 @@ def _prepare_tokenizer(
     if isinstance(wanted, TrainedBpe):
         weights = [source.weight for source in config.sources]
         keys = [d.key for d in documents]
-        directory = root / "tokenizers" / cache.key(wanted.vocab_size, keys, weights, config.held_out)
-        _keep(directory, lambda: _train(wanted.vocab_size, weights, documents, held_out))
+        specials = [wanted.special_tokens] if wanted.special_tokens else []
+        directory = root / "tokenizers" / cache.key(wanted.vocab_size, keys, weights, config.held_out, *specials)
+        _keep(directory, lambda: _train(wanted, weights, documents, held_out))
         return _unchanged(load_tokenizer(directory), directory, str(directory)), directory
     raise UserError(f"{type(wanted).__name__} is no tokenizer: use TrainedBpe or TokenizerFile")
 
@@ -236,14 +256,17 @@ def _unchanged(tokenizer: TextTokenizer, directory: Path, path: str) -> TextToke
 
 
 def _train(
-    vocab_size: int,
+    wanted: TrainedBpe,
     weights: Sequence[float],
     documents: Sequence[Documents],
     held_out: Sequence[np.ndarray],
 ) -> TextTokenizer:
     shares = [SAMPLE_BYTES * weight / sum(weights) for weight in weights]
-    samples = (_sample(d, ~m, share) for d, m, share in zip(documents, held_out, shares, strict=True))
-    return train_bpe((text for sample in samples for text in sample), vocab_size)
+    chosen = zip(documents, held_out, shares, strict=True)
+    both = [(x, m, s / (1 + bool(d.targets))) for d, m, s in chosen for x in (d, d.targets) if x]
+    samples = (_sample(d, ~m & (np.asarray(d.sizes) > 0), share) for d, m, share in both)
+    texts = (text for sample in samples for text in sample)
+    return train_bpe(texts, wanted.vocab_size, wanted.special_tokens)
 
 
 def _sample(documents: Documents, mask: np.ndarray, limit: float) -> Iterator[str]:

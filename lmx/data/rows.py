@@ -1,8 +1,7 @@
 """Rows: random-access training examples of a fixed length, in any order, at any position.
 
-A row is a dict of int32 arrays ``[length]``: ``tokens``; ``targets``, the token after each; ``segment_ids``,
-1 for the first piece in the row, 2 for the second, 0 for padding; ``positions``, counted from 0 within each
-piece.
+A row is a dict of int32 arrays, those of a :class:`~lmx.data.layout.Layout`. Where one is taken, a length stands for
+the layout of next-token prediction.
 """
 
 import hashlib
@@ -12,41 +11,62 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
+from lmx.data.layout import KEYS as KEYS
+from lmx.data.layout import Layout, NextTokens, Piece, Row
 from lmx.data.packing import Plan
-from lmx.data.prepare import Prepared, Split
-from lmx.data.tokens import TokenStore
+from lmx.data.prepare import Prepared, PreparedSource, Split
 from lmx.errors import UserError
 
-Row = dict[str, np.ndarray]
-KEYS = ("tokens", "targets", "segment_ids", "positions")
+TRIES = 16
+"""Draws of a piece of another document, before there is said to be none."""
 
 
 class RowReference(NamedTuple):
-    """A row of one source: their numbers."""
+    """A row of one source: their numbers, and how often the source's rows were all read before."""
 
     source: int
     row: int
+    epoch: int = 0
 
 
-def build_row(tokens: TokenStore, plan: Plan, index: int) -> Row:
-    """Row ``index`` of a plan."""
-    row = padding_row(plan.length)
-    at = 0
-    for segment, (document, start, count) in enumerate(plan.row(index).tolist(), start=1):
-        stream, place = tokens.stream(document, start, count + 1), slice(at, at + count)
-        row["tokens"][place], row["targets"][place] = stream[:-1], stream[1:]
-        row["segment_ids"][place] = segment
-        row["positions"][place] = np.arange(count)
-        at += count
-    return row
+def build_row(source: PreparedSource, plan: Plan, layout: Layout, index: int, rng: np.random.Generator) -> Row:
+    """Row ``index`` of a plan; what is random in it is drawn from ``rng``."""
+    found = plan.row(index)
+    pieces = [_piece(source, piece) for piece in found.tolist()]
+    inside = set(found["document"].tolist())
+
+    def other(rng: np.random.Generator) -> np.ndarray | None:
+        for _ in range(TRIES):
+            piece = plan.pieces[int(rng.integers(len(plan.pieces)))]
+            if int(piece["document"]) not in inside:
+                return _piece(source, piece.tolist()).body
+        return None
+
+    return layout.row(pieces, rng, other)
+
+
+def _piece(source: PreparedSource, piece: tuple[int, int, int]) -> Piece:
+    document, start, count = piece
+    length = int(source.tokens.lengths[document])
+    if source.targets is not None:
+        target = source.targets.stream(document, 1, int(source.targets.lengths[document]))
+        return Piece(source.tokens.stream(document, 1, length), document, target=target)
+    stream = source.tokens.stream(document, start, count + 1)
+    return Piece(stream, document, start == 0, start + count == length + 1)
+
+
+def _generator(*parts: object) -> np.random.Generator:
+    """A generator for these parts alone: the same in any process and on any machine."""
+    hashed = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(hashed[:16], "little"))
 
 
 def padding_row(length: int) -> Row:
-    """A row that holds nothing: all zero."""
-    return {key: np.zeros(length, np.int32) for key in KEYS}
+    """A row of next-token prediction that holds nothing: all zero."""
+    return NextTokens(length).empty()
 
 
-def train_rows(prepared: Prepared, *, length: int, seed: int) -> grain.MapDataset:
+def train_rows(prepared: Prepared, *, length: Layout | int, seed: int) -> grain.MapDataset:
     """The endless training mixture: row ``i`` of the run, random access, the same on every machine.
 
     Sources are interleaved by weight; each gives every one of its rows once per epoch of its own, in a new
@@ -55,21 +75,22 @@ def train_rows(prepared: Prepared, *, length: int, seed: int) -> grain.MapDatase
     Raises:
       UserError: a source has no training rows.
     """
-    plans = _plans(prepared, "train", length)
+    plans, layout = _plans(prepared, "train", length), _layout(length)
 
     def read(reference: RowReference) -> Row:
-        return build_row(prepared.sources[reference.source].tokens, plans[reference.source], reference.row)
+        rng = _generator(seed, *reference)
+        return build_row(prepared.sources[reference.source], plans[reference.source], layout, reference.row, rng)
 
     return _references(prepared, plans, seed).map(read)
 
 
-def held_out_rows(prepared: Prepared, *, length: int) -> grain.MapDataset:
-    """All held-out rows, source after source, in a fixed order.
+def held_out_rows(prepared: Prepared, *, length: Layout | int) -> grain.MapDataset:
+    """All held-out rows, source after source, in a fixed order, and the same in every evaluation.
 
     Raises:
       UserError: there are none.
     """
-    plans = _plans(prepared, "held_out", length)
+    plans, layout = _plans(prepared, "held_out", length), _layout(length)
     ends = np.cumsum([len(plan) for plan in plans])
     if not ends[-1]:
         raise UserError(
@@ -80,30 +101,35 @@ def held_out_rows(prepared: Prepared, *, length: int) -> grain.MapDataset:
     def read(index: int) -> Row:
         source = int(np.searchsorted(ends, index, side="right"))
         first = int(ends[source]) - len(plans[source])
-        return build_row(prepared.sources[source].tokens, plans[source], index - first)
+        rng = _generator("held_out", source, index - first)
+        return build_row(prepared.sources[source], plans[source], layout, index - first, rng)
 
     return grain.MapDataset.range(int(ends[-1])).map(read)
 
 
-def epoch_rows(prepared: Prepared, *, length: int) -> dict[str, int]:
+def epoch_rows(prepared: Prepared, *, length: Layout | int) -> dict[str, int]:
     """Training rows in one epoch of each source."""
     plans = _plans(prepared, "train", length)
     return {name: len(plan) for name, plan in zip(prepared.source_names, plans, strict=True)}
 
 
-def documents_of(prepared: Prepared, rows: int | Sequence[int], *, length: int, seed: int) -> list[str]:
+def documents_of(prepared: Prepared, rows: int | Sequence[int], *, length: Layout | int, seed: int) -> list[str]:
     """The names of the documents in training rows of :func:`train_rows`, each once, in order."""
     plans = _plans(prepared, "train", length)
     references = _references(prepared, plans, seed)
     names: dict[str, None] = {}
     for index in [rows] if isinstance(rows, int) else rows:
-        source, row = references[index]
+        source, row, _ = references[index]
         documents = prepared.sources[source].documents
         names |= dict.fromkeys(documents.document_name(int(i)) for i in plans[source].row(row)["document"])
     return list(names)
 
 
-def _plans(prepared: Prepared, split: Split, length: int) -> list[Plan]:
+def _layout(length: Layout | int) -> Layout:
+    return NextTokens(length) if isinstance(length, int) else length
+
+
+def _plans(prepared: Prepared, split: Split, length: Layout | int) -> list[Plan]:
     return [prepared.plan(index, split, length) for index in range(len(prepared.sources))]
 
 
@@ -124,4 +150,4 @@ def _endless(source: int, rows: int, seed: int, shuffle: bool) -> Any:
         # one.
         hashed = hashlib.sha256(f"{seed}/{source}".encode()).digest()
         dataset = dataset.shuffle(seed=int.from_bytes(hashed[:4], "little"))
-    return dataset.repeat().map(lambda row: RowReference(source, int(row)))
+    return dataset.repeat().map_with_index(lambda index, row: RowReference(source, int(row), int(index) // rows))

@@ -168,18 +168,24 @@ class TextStream:
         return self._tokenizer.decode(self._context + self._held)[len(before) :]
 
 
-def train_bpe(texts: Iterator[str], vocab_size: int, *, progress: bool = False) -> TextTokenizer:
-    """A byte-level BPE with the special token ``<|endoftext|>``; the same texts give the same tokenizer.
+def train_bpe(
+    texts: Iterator[str], vocab_size: int, special_tokens: Sequence[str] = (), *, progress: bool = False
+) -> TextTokenizer:
+    """A byte-level BPE with the special token ``<|endoftext|>``, then ``special_tokens``; the same texts give the same.
 
     Raises:
-      UserError: ``vocab_size`` has no room for the 256 bytes and the end of text.
+      UserError: ``vocab_size`` has no room for the 256 bytes and the special tokens.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from lmx.data.tokenizer_json import HuggingFaceTokenizer
 
-    if vocab_size < 257:
-        raise UserError(f"vocab_size is {vocab_size}, expected at least 257 (256 bytes and the end of text)")
+    if vocab_size < 257 + len(special_tokens):
+        more = f" and {len(special_tokens)} special tokens" if special_tokens else ""
+        raise UserError(
+            f"vocab_size is {vocab_size}, expected at least {257 + len(special_tokens)} (256 bytes and the end of "
+            f"text{more})"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -190,7 +196,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int, *, progress: bool = False) 
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, *special_tokens],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=progress,
     )

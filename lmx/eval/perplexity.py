@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import jax
@@ -24,6 +24,7 @@ from lmx.sharding.mesh import MeshConfig, build_mesh
 from lmx.sharding.rules import Sharding, use_sharding
 
 Sums = dict[str, jax.Array]
+Totals = dict[str, Any]
 LENGTH = 1024
 """Tokens in a row for a model of no run, where its context is longer."""
 
@@ -39,6 +40,8 @@ class Score:
       accuracy: share of targets that are the arg-max.
       targets: how many there were.
       bytes: of text.
+      baseline_accuracy: share of targets that are the commonest of them: what guessing one token reaches.
+      pair_accuracy: of an objective that asks about pairs of sentences, the share of right answers.
     """
 
     loss: float
@@ -47,17 +50,24 @@ class Score:
     accuracy: float
     targets: int
     bytes: int
+    baseline_accuracy: float = math.nan
+    pair_accuracy: float | None = None
 
 
 def jit_sums(experiment: Experiment, sharding: Sharding) -> Callable[[Params, Batch, jax.Array], Sums]:
-    """The compiled sums of one batch: (params, batch, int32 bytes of each token [tokens]) -> float32 scalars."""
+    """The compiled sums of one batch: (params, batch, int32 bytes of each token [tokens]) -> float32 scalars, and
+    ``counts`` [tokens], how often each token is a target."""
 
     def sums(params: Params, batch: Batch, token_bytes: jax.Array) -> Sums:
         with use_sharding(sharding):
             low = cast_floats(params, experiment.train.compute)
             loss = experiment.objective.loss(experiment.model.spec(), low, batch, remat="full")
-            counted = jnp.where(batch["segment_ids"] > 0, token_bytes[batch["targets"]], 0)
-        return {"nll": loss.nll, "weight": loss.weight, "correct": loss.correct, "bytes": counted.sum()}
+            targets, weights = experiment.objective.scored(batch)
+            counted = jnp.where(weights > 0, token_bytes[targets], 0)
+        counts = jnp.zeros(token_bytes.shape, jnp.float32).at[targets].add(weights)
+        pairs = loss.aux.get("pairs", {})
+        sums = {"nll": loss.nll, "weight": loss.weight, "correct": loss.correct, "bytes": counted.sum()}
+        return sums | {"counts": counts} | {f"pair_{name}": value for name, value in pairs.items()}
 
     return jax.jit(sums, out_shardings=sharding.replicated())
 
@@ -68,17 +78,17 @@ def score(compiled: Callable[..., Sums], params: Params, batches: Iterable[Batch
     Raises:
       UserError: the batches hold no targets.
     """
-    totals = dict.fromkeys(("nll", "weight", "correct", "bytes"), 0.0)
+    totals: Totals = {}
     pending: Sums | None = None
     for batch in batches:
         sums = compiled(params, batch, token_bytes)
         totals = _added(totals, pending)  # one batch late, so that the device never waits for the host
         pending = sums
     totals = _added(totals, pending)
-    if not totals["weight"]:
+    if not totals.get("weight"):
         raise UserError("the held-out rows hold nothing to predict; raise data.held_out or give more text")
     loss = totals["nll"] / totals["weight"]
-    size = totals["bytes"]
+    size, asked = totals["bytes"], totals.get("pair_weight")
     return Score(
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),
@@ -86,6 +96,8 @@ def score(compiled: Callable[..., Sums], params: Params, batches: Iterable[Batch
         accuracy=totals["correct"] / totals["weight"],
         targets=int(totals["weight"]),
         bytes=int(size),
+        baseline_accuracy=float(np.max(totals["counts"])) / totals["weight"],
+        pair_accuracy=totals["pair_correct"] / asked if asked else None,
     )
 
 
@@ -93,7 +105,7 @@ def evaluate(model: Model, data: DataConfig, *, length: int = 0, batch: int = 8,
     """The score of a model on the held-out documents of ``data``, prepared if need be.
 
     Args:
-      model: a loaded one that predicts the next token.
+      model: a loaded one: of a run, it is scored on what its objective predicts, else on next tokens.
       data: the documents; its tokenizer must be the model's.
       length: tokens in a row; 0 is the run's training length, or 1024 (at most the context) of a model of no run.
       batch: rows at once.
@@ -103,7 +115,8 @@ def evaluate(model: Model, data: DataConfig, *, length: int = 0, batch: int = 8,
       UserError: a model that does not predict the next token, rows longer than its context, a tokenizer of more tokens
         than it has, or nothing to score.
     """
-    _check_predicts(model)
+    if model.experiment is None:
+        _check_predicts(model)
     experiment = model.experiment or _unrun(model)
     length = length or experiment.train.length
     if length > model.spec.context:
@@ -114,7 +127,8 @@ def evaluate(model: Model, data: DataConfig, *, length: int = 0, batch: int = 8,
             f"the tokenizer has {prepared.tokenizer.vocab_size} tokens, more than the model's {model.spec.vocab}; it "
             "belongs to another model"
         )
-    held_out: Any = held_out_rows(prepared, length=length)
+    sized = replace(experiment, train=replace(experiment.train, length=length))
+    held_out: Any = held_out_rows(prepared, length=sized.layout(prepared.tokenizer))
     held_out = held_out[:rows] if 0 < rows < len(held_out) else held_out
     token_bytes = jnp.asarray(prepared.tokenizer.token_bytes())
     sharding = model.sharding or Sharding(build_mesh(MeshConfig(data=1), jax.devices()[:1]), experiment.rules)
@@ -150,5 +164,7 @@ def _started(batch: Batch, end: int, start: int | None) -> Batch:
     return {**batch, "tokens": jnp.where(begins, start, batch["tokens"])}
 
 
-def _added(totals: dict[str, float], sums: Any) -> dict[str, float]:
-    return totals if sums is None else {k: v + float(sums[k]) for k, v in totals.items()}
+def _added(totals: Totals, sums: Any) -> Totals:
+    if sums is None:
+        return totals
+    return {name: totals.get(name, 0.0) + np.asarray(value, np.float64) for name, value in sums.items()}

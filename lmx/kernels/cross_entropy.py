@@ -11,12 +11,12 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from lmx.kernels.attention import MASKED
+from lmx.kernels.scoring import MASKED
 from lmx.sharding.rules import LogicalAxes, constrain, ways
 
 CHUNK_ROWS = 512
 """Rows (tokens) of logits that a device holds at once."""
-ROWS = ("act_batch", None, "act_vocab")
+ROWS = ("act_batch", "act_length", "act_vocab")
 
 
 SUMS = ["total", "nll", "weight", "correct", "aux"]
@@ -90,13 +90,25 @@ def vocabulary_loss(
 
 
 def _chunks(array: jax.Array, count: int) -> jax.Array:
-    """[batch, length, ...] -> [count, batch, length / count, ...], so that the batch stays sharded."""
+    """[batch, length, ...] -> [count, batch, length / count, ...], so that batch and length stay sharded: each chunk
+    takes a part of every shard of the length."""
     batch, length, *rest = array.shape
-    return jnp.moveaxis(array.reshape(batch, count, length // count, *rest), 1, 0)
+    shards = ways("act_length")
+    parts = array.reshape(batch, shards, count, length // count // shards, *rest)
+    return jnp.moveaxis(parts, 2, 0).reshape(count, batch, length // count, *rest)
+
+
+def _unchunked(chunks: jax.Array) -> jax.Array:
+    """The inverse of :func:`_chunks`."""
+    count, batch, size, *rest = chunks.shape
+    shards = ways("act_length")
+    parts = chunks.reshape(count, batch, shards, size // shards, *rest)
+    return jnp.moveaxis(parts, 0, 2).reshape(batch, count * size, *rest)
 
 
 def _chunk_count(batch: int, length: int) -> int:
-    """The fewest equal chunks of the length that hold at most CHUNK_ROWS rows a device."""
+    """The fewest equal chunks of a shard's length that hold at most CHUNK_ROWS rows a device."""
+    length = length // ways("act_length")
     rows = batch * length // ways("act_batch")
     return next(c for c in range(1, length + 1) if length % c == 0 and (rows // c <= CHUNK_ROWS or c == length))
 
@@ -173,7 +185,7 @@ def _forward(shape: _Shape, hidden: Any, table: Any, bias: Any, targets: Any, we
     chunks = tuple(_chunks(a, count) for a in (hidden, targets, weights))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), (table, bias))
     (sums, *d_weights), d_hidden = jax.lax.scan(body, (jnp.zeros(4, jnp.float32), *zeros), chunks)
-    d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
+    d_hidden = _unchunked(d_hidden)
     d_table, d_bias = jax.tree.map(lambda d, a: d.astype(a.dtype), tuple(d_weights), (table, bias))
     return tuple(sums), (d_hidden.astype(hidden.dtype), d_table, d_bias)
 

@@ -48,6 +48,23 @@ class Causal(Mask):
 
 
 @dataclass(frozen=True)
+class Prefix(Mask):
+    """As :class:`Causal`, but that a segment's prefix is seen by all of the segment (Raffel et al. 2020, 3.2.1).
+
+    The positions tell which: those of a prefix are given as ``~position``, which is negative (:func:`in_prefix`).
+    """
+
+    def allowed(self, query: jax.Array, key: jax.Array) -> jax.Array:
+        """key <= query, or the key is in the prefix; the sign of the query does not count."""
+        return (key < 0) | (key <= jnp.where(query < 0, ~query, query))
+
+
+def in_prefix(positions: jax.Array, prefix: jax.Array) -> jax.Array:
+    """Positions as :class:`Prefix` takes them: int32 and bool [batch, length] -> int32 [batch, length]."""
+    return jnp.where(prefix, ~positions, positions)
+
+
+@dataclass(frozen=True)
 class SlidingWindow(Mask):
     """A position sees itself and the ``window - 1`` positions before it."""
 

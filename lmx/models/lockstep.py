@@ -18,24 +18,23 @@ from jax.sharding import PartitionSpec
 
 from lmx.kernels.cross_entropy import LossSums
 from lmx.models.block import RESIDUAL
-from lmx.models.model import Inputs, aux_sum, embedded, normed
+from lmx.models.model import Inputs, apply, aux_sum, embedded, normed
 from lmx.models.pipeline import (
     Rows,
     Work,
     across,
     by_stage,
-    check_stack,
     chunked,
     cut,
     everywhere,
     pick,
     place,
-    plan_here,
     region,
     shift,
     told_by,
     unchunked,
 )
+from lmx.models.schedules import check_stack, plan_here, schedule, stages
 from lmx.models.specs import ModelSpec, Remat, StackSpec
 from lmx.models.stack import run_stack
 from lmx.nn.context import Memory
@@ -56,8 +55,8 @@ def lockstep_loss(
     memory: Memory | None = None,
     key: jax.Array | None = None,
     remat: Remat = "none",
-) -> tuple[LossSums, Params]:
-    """What ``score`` gives after all layers, their routers' losses included; and what layers before the pipeline tell.
+) -> LossSums:
+    """What ``score`` gives after all layers, with the sublayers' own losses.
 
     Those losses, and what the sublayers tell, are weighted microbatch by microbatch by the targets in it.
 
@@ -79,7 +78,7 @@ def lockstep_loss(
     step = Step(work, name, lambda weights, x, micro: score(weights, normed(spec, weights, spec.width, x), micro))
     weights = Weights(chunked(plan, params["stack"][name]), dict(context.shared), outside)
     sums = _differentiable(step)(weights, cut(plan, Rows.of(x, context, batch)), context.key)
-    return sums, {"stack": told} if told else {}
+    return with_told(sums, {"stack": told} if told else {})
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["layers", "shared", "outside"], meta_fields=[])
@@ -196,8 +195,8 @@ def _ticks(step: Step, told: Params, layers: Params, alike: Any, rows: Rows) -> 
     x = constrain(rows.x, (None, *RESIDUAL))
     saved = jnp.broadcast_to(x[:1], (depth, *x.shape[1:]))
     up = (jnp.zeros_like(x[0]), jnp.float32(0))
-    carry = jax.lax.scan(tick, (x[0], up, saved, start), jnp.arange(plan.ticks))[0]
-    return _gathered(*carry[3], (own, shared, outside))
+    *_, (sums, each) = jax.lax.scan(tick, (x[0], up, saved, start), jnp.arange(plan.ticks))[0]
+    return _gathered(sums, each, (own, shared, outside))
 
 
 def _start(told: Params, own: Params, shared: Params, outside: Params, rows: Rows) -> Any:
@@ -219,7 +218,45 @@ def _added(total: Any, new: Any, of_micro: Any, micro: Any) -> Any:
 def _gathered(sums: Any, each: Any, like: Any) -> Any:
     """The sums over all stages and shards of a length, in the layout and dtypes that the region gives back."""
     sums, told, own, shared, outside = across(sums)
-    sums, shared, outside, each = jax.lax.psum((sums, shared, outside, each), "stage")
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), each)  # see region()
+    sums, shared, outside, wide = jax.lax.psum((sums, shared, outside, wide), "stage")
+    each = jax.tree.map(lambda a, like: a.astype(like.dtype), wide, each)
     own, shared, outside = jax.tree.map(lambda d, a: d.astype(a.dtype), (own, shared, outside), like)
     told, own = jax.tree.map(lambda a: a[None, None], (told, own))
     return sums, told, (own, (shared, outside), *each)
+
+
+def score_layers(
+    spec: ModelSpec,
+    params: Params,
+    inputs: Inputs,
+    batch: dict[str, jax.Array],
+    score: Score,
+    *,
+    memory: Memory | None = None,
+    key: jax.Array | None = None,
+    remat: Remat = "none",
+) -> LossSums:
+    """``score(params, hidden, batch)`` of :func:`lmx.models.model.apply`'s hidden states, with the sublayers' losses.
+
+    How an objective takes its loss, so that every schedule of a pipeline can: a score is a sum over rows, and under
+    1f1b it is asked for some of them at a time, with all parameters but the stacks'.
+    """
+    if schedule() == "1f1b" and stages() > 1:
+        return lockstep_loss(spec, params, inputs, batch, score, memory=memory, key=key, remat=remat)
+    out = apply(spec, params, inputs, memory=memory, key=key, remat=remat)
+    return with_told(score(params, out.hidden, batch), out.aux)
+
+
+def with_told(sums: LossSums, aux: Params) -> LossSums:
+    """The sums with the sublayers' own losses (routers') in what is minimised, each target carrying them once, beside
+    what they hold of other sublayers already."""
+    if not aux:
+        return sums
+    told = jax.tree.map(lambda a: jax.lax.stop_gradient(a) * sums.weight, aux)
+    return replace(sums, total=sums.total + aux_sum(aux, "loss") * sums.weight, aux=_merged(sums.aux, told))
+
+
+def _merged(a: Params, b: Params) -> Params:
+    """Both trees in one; they share no leaf."""
+    return {**a, **{name: _merged(a[name], tree) if name in a else tree for name, tree in b.items()}}

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import jax
@@ -21,19 +21,20 @@ from lmx.nn.module import Params, Part
 from lmx.sharding.rules import constrain
 
 LOGITS = ("act_batch", "act_length", "act_vocab")
-INPUTS = ["tokens", "positions", "segments", "types"]
+INPUTS = ["tokens", "positions", "segments", "types", "prefix"]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=INPUTS, meta_fields=[])
 @dataclass(frozen=True)
 class Inputs:
-    """What a model reads, int32 [batch, length] each: tokens, their positions, segment ids (0 is padding), and token
-    types (None: all 0)."""
+    """What a model reads, int32 [batch, length] each: tokens, their positions, segment ids (0 is padding), token
+    types (None: all 0), and bool [batch, length], which positions all of their segment sees in a decoder (None: none)."""
 
     tokens: jax.Array
     positions: jax.Array
     segments: jax.Array
     types: jax.Array | None = None
+    prefix: jax.Array | None = None
 
     @classmethod
     def whole(cls, tokens: jax.Array) -> "Inputs":
@@ -166,7 +167,7 @@ def apply(
       remat: what is kept for the backward pass.
     """
     x, context = embedded(spec, params, None, spec.width, inputs, key)
-    context = Context(context.positions, context.segments, context.key, memory=memory, types=inputs.types)
+    context = replace(context, memory=memory, types=inputs.types, prefix=inputs.prefix)
     if cache is None:
         x, aux = run_layers(spec.stack, params["stack"], x, context, remat)
         return Output(normed(spec, params, spec.width, x), None, {"stack": aux} if aux else {})

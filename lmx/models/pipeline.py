@@ -11,12 +11,9 @@ All of it is one region that is manual over ``stage``, and over the axes of a sp
 region nested in this one would gather what is stacked.
 """
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,133 +21,12 @@ from jax.sharding import PartitionSpec
 
 from lmx.errors import UserError
 from lmx.models.block import RESIDUAL
+from lmx.models.schedules import Plan, check_stack, outside_of_loss, plan_here, stages
 from lmx.models.specs import Remat, Segment, StackSpec
 from lmx.models.stack import is_unstacked, run_segment, run_stack
 from lmx.nn.context import Context, Memory
 from lmx.nn.module import Params
-from lmx.sharding.rules import Sharding, constrain, current, manual_axes, split_axes
-
-Schedule = Literal["gpipe", "circular", "1f1b"]
-
-
-@dataclass(frozen=True)
-class PipelineConfig:
-    """How microbatches go through the stages; means nothing on a mesh of one stage."""
-
-    schedule: Schedule = "gpipe"
-    """All forward, then all backward (gpipe); the same with several parts of the layers on every stage, which wastes
-    less time (circular); or forward and backward in turn, which keeps fewer activations (1f1b)."""
-    microbatches: int = 0
-    """Parts that a batch is cut into; 0: four for each stage, or the most below that which divide the batch."""
-    chunks: int = 2
-    """Parts of the layers on each stage under the circular schedule."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A schedule with its numbers; ``chunks`` is 1 except under the circular one."""
-
-    schedule: Schedule
-    stages: int
-    chunks: int
-    microbatches: int
-
-    @property
-    def ticks(self) -> int:
-        """Steps in lock-step until every microbatch is through; under 1f1b each is a forward and a backward."""
-        turns = 2 if self.schedule == "1f1b" else 1
-        return self.chunks * self.microbatches + turns * (self.stages - 1)
-
-    @property
-    def bubble(self) -> float:
-        """The share of each stage's ticks that does no work: (s - 1) / (m v + s - 1) with s stages, m microbatches and
-        v chunks; 2 (s - 1) / (m + 2 (s - 1)) under 1f1b in lock-step."""
-        return 1 - self.chunks * self.microbatches / self.ticks
-
-    def __str__(self) -> str:
-        chunks = f", {self.chunks} chunks each" if self.chunks > 1 else ""
-        return (
-            f"pipeline {self.schedule}: {self.stages} stages{chunks}, {self.microbatches} microbatches, "
-            f"bubble {self.bubble:.1%}"
-        )
-
-
-_config: contextvars.ContextVar[PipelineConfig] = contextvars.ContextVar("pipeline", default=PipelineConfig())
-
-
-@contextlib.contextmanager
-def use_pipeline(config: PipelineConfig) -> Iterator[None]:
-    """Within the block (where a function is traced), stages work by this schedule; by the default one elsewhere."""
-    token = _config.set(config)
-    try:
-        yield
-    finally:
-        _config.reset(token)
-
-
-def stages(sharding: Sharding | None = None) -> int:
-    """The stages of this mesh, or of the current one; 1 inside the region of a pipeline."""
-    sharding = sharding or current()
-    return 1 if sharding is None or "stage" in manual_axes() else sharding.mesh.shape.get("stage", 1)
-
-
-def schedule() -> Schedule:
-    """The schedule in use."""
-    return _config.get().schedule
-
-
-def make_plan(config: PipelineConfig, sharding: Sharding, batch: int) -> Plan:
-    """The plan for ``batch`` rows over all devices.
-
-    Raises:
-      UserError: numbers that do not fit, with the nearest that do.
-    """
-    chunks = config.chunks if config.schedule == "circular" else 1
-    if chunks < 1 or config.microbatches < 0:
-        what = f"chunks is {chunks}" if chunks < 1 else f"microbatches is {config.microbatches}"
-        raise UserError(f"pipeline.{what}, expected at least {1 if chunks < 1 else 0}")
-    count, parts = stages(sharding), sharding.ways("act_batch")
-    parts //= count if "stage" in sharding.axes("act_batch") else 1
-    if batch % parts:
-        raise UserError(f"the mesh splits the batch into {parts}, which does not divide its {batch} rows")
-    fits = [m for m in range(1, batch // parts + 1) if (batch // parts) % m == 0]
-    if chunks > 1:
-        fits = [m for m in fits if m >= count]
-    if not fits:
-        raise UserError(
-            f"the circular schedule needs at least one microbatch for each of the {count} stages, but a batch of {batch} "
-            f"rows over {parts} devices makes at most {batch // parts}; set the batch to a multiple of {count * parts}"
-        )
-    wanted = config.microbatches or max([m for m in fits if m <= 4 * count], default=fits[0])
-    if wanted not in fits:
-        near = min(fits, key=lambda m: (abs(m - wanted), m))
-        raise UserError(
-            f"pipeline.microbatches {wanted} does not fit {batch // parts} rows a device on {count} stages; "
-            f"the nearest that does is {near}"
-        )
-    return Plan(config.schedule, count, chunks, wanted)
-
-
-def plan_here(batch: int) -> Plan:
-    """The plan for the current mesh and schedule: see :func:`make_plan`."""
-    return make_plan(_config.get(), cast(Sharding, current()), batch)
-
-
-def check_stack(plan: Plan, stack: StackSpec) -> None:
-    """Raises UserError if the stages do not divide the longest segment, or if 1f1b meets one that is not the last."""
-    segment, parts = stack.segments[stack.longest], plan.stages * plan.chunks
-    if segment.repeats % parts:
-        near = max(parts, round(segment.repeats / parts) * parts)
-        each = f"{len(segment.pattern)} layers each" if len(segment.pattern) > 1 else "one layer each"
-        raise UserError(
-            f"{plan.stages} stages of {plan.chunks} chunks do not divide the {segment.repeats} repeats ({each}) of the "
-            f"stack's longest segment; the nearest that they divide is {near} repeats"
-        )
-    if plan.schedule == "1f1b" and stack.longest != len(stack.segments) - 1:
-        raise UserError(
-            "the schedule 1f1b needs the longest segment of the stack to be its last, and here layers of another kind "
-            "come after it; set pipeline.schedule to gpipe or circular"
-        )
+from lmx.sharding.rules import Sharding, constrain, current, split_axes
 
 
 def run_layers(
@@ -159,9 +35,7 @@ def run_layers(
     """:func:`lmx.models.stack.run_stack`, its longest segment through a pipeline where the mesh has stages."""
     if stages() == 1 or is_unstacked(params):
         return run_stack(spec, params, x, context, remat)
-    plan = plan_here(x.shape[0])
-    if plan.schedule == "1f1b":  # what is outside of the loss, as an encoder: its gradient comes from outside
-        plan = replace(plan, schedule="gpipe")
+    plan = outside_of_loss(plan_here(x.shape[0]))
     check_stack(plan, spec)
     return run_stack(spec, params, x, context, remat, longest=functools.partial(_pipelined, plan))
 
@@ -282,10 +156,29 @@ def everywhere(tree: Any) -> Any:
 
 
 def region(body: Any, in_specs: Any, out_specs: Any) -> Any:
-    """``body`` in a region that is manual over the stages, and over the axes of a split length."""
+    """``body`` in a region that is manual over the stages, and over the axes of a split length.
+
+    What is the same along one of them comes in as float32, whatever its dtype inside: its gradient is a sum over that
+    axis, and XLA:CPU's compiler aborts on such sums in bfloat16.
+    """
     axes = {"stage", *split_axes("act_length")}
     mesh = cast(Sharding, current()).mesh
-    return jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False)
+
+    def wide(a: jax.Array, spec: PartitionSpec) -> jax.Array:
+        named = {n for part in spec for n in (part if isinstance(part, tuple) else (part,))}
+        return a if named >= axes or not jnp.issubdtype(a.dtype, jnp.floating) else a.astype(jnp.float32)
+
+    def run(*args: Any) -> Any:
+        def narrow(*given: Any) -> Any:
+            return body(*jax.tree.map(lambda a, like: a.astype(like) if a.dtype != like else a, given, dtypes))
+
+        dtypes = jax.tree.map(lambda a: a.dtype, args)
+        inner = jax.shard_map(
+            narrow, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False
+        )
+        return inner(*jax.tree.map(wide, args, in_specs))
+
+    return run
 
 
 def real(segments: jax.Array) -> jax.Array:
@@ -321,10 +214,15 @@ def _pipelined(
     run = region(
         functools.partial(_ticks, work, told),
         (by_stage(parts), everywhere(alike), place(rows)),
-        (place(rows.x), by_stage(told)),
+        (_scattered(plan), by_stage(told)),
     )
     hidden, told = run(parts, alike, rows)
-    return constrain(uncut(hidden), RESIDUAL), unchunked(told)
+    return constrain(uncut(hidden.astype(x.dtype)), RESIDUAL), unchunked(told)
+
+
+def _scattered(plan: Plan) -> PartitionSpec:
+    """How results leave the region: each stage with its part of the microbatches, if it divides them."""
+    return PartitionSpec(None if plan.microbatches % plan.stages else "stage", None, split_axes("act_length") or None)
 
 
 def told_by(work: Work, parts: Params, alike: Any, rows: Rows) -> Params:
@@ -364,5 +262,9 @@ def _ticks(work: Work, told: Params, parts: Params, alike: Any, rows: Rows) -> t
     zeros = jax.tree.map(lambda s: jnp.zeros((plan.chunks, *s.shape), s.dtype), told)
     queue = constrain(rows.x, (None, *RESIDUAL))
     (queue, _, sums), _ = jax.lax.scan(tick, (queue, queue[0], zeros), jnp.arange(plan.ticks))
-    results = jax.lax.psum(jnp.where(stage == 0, queue, 0), "stage")
+    results = jnp.where(stage == 0, queue, 0).astype(jnp.float32)
+    if _scattered(plan)[0]:
+        results = jax.lax.psum_scatter(results, "stage", scatter_dimension=0, tiled=True)
+    else:
+        results = jax.lax.psum(results, "stage")
     return results, jax.tree.map(lambda s: s[None], across(sums))

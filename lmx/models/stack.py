@@ -40,14 +40,13 @@ def init_stack(spec: StackSpec, width: int, key: jax.Array) -> Params:
 def stack_axes(spec: StackSpec, width: int) -> Params:
     """The logical axes of :func:`init_stack`'s parameters; only the longest segment's layers are an axis to split."""
 
-    def stacked(block: BlockSpec, name: str | None) -> Params:
+    def stacked(block: BlockSpec, segment: int) -> Params:
+        name = "layers" if segment == spec.longest else None
         axes = block_part(block, width).axes()
         return cast(Params, jax.tree.map(lambda a: (name, *a), axes, is_leaf=lambda x: isinstance(x, tuple)))
 
     axes = {
-        f"segment_{i}": {
-            f"block_{j}": stacked(b, "layers" if i == spec.longest else None) for j, b in enumerate(s.pattern)
-        }
+        f"segment_{i}": {f"block_{j}": stacked(b, i) for j, b in enumerate(s.pattern)}
         for i, s in enumerate(spec.segments)
     }
     shared = {s.name: s.part().axes() for s in spec.shared}

@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 
 from lmx.kernels.attention import attention
-from lmx.kernels.masks import Causal, Mask
+from lmx.kernels.masks import Causal, Mask, Prefix, in_prefix
 from lmx.kernels.relative import RelativeBuckets
 from lmx.nn.context import Context, SublayerOutput
 from lmx.nn.linear import Linear
@@ -103,12 +103,16 @@ class SelfAttentionModule(nnx.Module):
             cache = context.cache.write("key", merged(key), axis=2).write("value", merged(value), axis=1)
             key, value = cache.streams["key"].astype(x.dtype), cache.streams["value"].astype(x.dtype)
             key_positions, key_segments = cache.view.positions, cache.view.segments
+        mask, query_positions = spec.mask, context.positions
+        if context.prefix is not None and mask == Causal():
+            mask, query_positions = Prefix(), in_prefix(context.positions, context.prefix)
+            key_positions = query_positions if cache is None else key_positions
         mixed = attention(
             query,
             key,
             value,
-            mask=spec.mask,
-            query_positions=context.positions,
+            mask=mask,
+            query_positions=query_positions,
             key_positions=key_positions,
             query_segments=context.segments,
             key_segments=key_segments,

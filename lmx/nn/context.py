@@ -35,6 +35,7 @@ class Context:
     random (evaluation, decoding). ``cache`` is this sublayer's cache, or None. ``memory`` is the encoder's, None in a
     model without one and where the cache holds it already. ``shared`` are the parameters that belong to the whole
     stack, by name. ``types`` are int32 [batch, length] token types (BERT's sentences), or None for all 0.
+    ``prefix`` is bool [batch, length]: what all of its segment sees, under masks that are causal otherwise.
     """
 
     positions: jax.Array
@@ -44,6 +45,7 @@ class Context:
     memory: Memory | None = None
     shared: Mapping[str, Any] = field(default_factory=dict)
     types: jax.Array | None = None
+    prefix: jax.Array | None = None
 
     @property
     def reach(self) -> int | None:

@@ -101,7 +101,7 @@ class EmbeddingModule(nnx.Module):
         spec = self.spec
         own = table if self.table is None else self.table[...]
         assert own is not None
-        x = constrain(own, ("vocab", None))[tokens]
+        x = constrain(constrain(own, ("vocab", None))[tokens], ("act_batch", "act_length", "act_embed"))
         if spec.scale != 1:
             x = x * jnp.asarray(spec.scale, x.dtype)
         if spec.positions is not None:

@@ -143,7 +143,7 @@ class PaddedRows(Rows):
         self.dropped = ((flat < experts) & (self.back == experts * capacity)).sum(dtype=jnp.float32)
 
     def _laid(self, x: jax.Array) -> jax.Array:
-        return constrain(x, ("act_batch", "act_expert", None, None))
+        return constrain(x, ("act_expert_batch", "act_expert", None, None))
 
     def matmul(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         return self._laid(jnp.einsum("beci,eio->beco", x, kernel))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import jax
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh
 
 from lmx.errors import UserError
@@ -14,10 +15,18 @@ from lmx.errors import UserError
 class MeshConfig:
     """How many ways each kind of parallelism splits the devices; one axis may be -1, "the rest"."""
 
+    slice: int = 1
+    """Slices, or other groups of devices that only the data-centre network connects; splits the batch."""
     data: int = -1
     """Replicas of the model, each on its own part of the batch."""
     fsdp: int = 1
     """Shards of the parameters, gradients and optimizer state; also splits the batch."""
+    stage: int = 1
+    """Stages of a pipeline, each with its part of the layers."""
+    expert: int = 1
+    """Shards of the experts of a mixture; also splits the batch, outside of those."""
+    sequence: int = 1
+    """Shards of every sequence's length; rules.sequence_attention says how attention reaches across."""
     tensor: int = 1
     """Shards of every layer's heads and hidden units, and of the vocabulary."""
 
@@ -35,7 +44,7 @@ class MeshConfig:
             raise UserError(f"{what}; each axis is at least 1, and at most one of them -1 for 'the rest'")
         fixed = math.prod(size for size in sizes.values() if size != -1)
         if devices % fixed or (not free and fixed != devices):
-            asked = " x ".join(f"{name} {size}" for name, size in sizes.items() if size != -1)
+            asked = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "of one device"
             raise UserError(
                 f"the mesh {asked} takes {'a multiple of ' if free else ''}{fixed} devices, but there are {devices}; "
                 f"choose sizes whose product is {devices}, or set one axis to -1"
@@ -44,9 +53,22 @@ class MeshConfig:
 
 
 def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices (or those given), with ``Auto`` axes: the compiler propagates the shardings."""
+    """The mesh over all devices (or those given), with ``Auto`` axes: the compiler propagates the shardings.
+
+    The axes are in the order of their fields, the outermost first: neighbours along the last ones, which talk the
+    most, are neighbours in the machine.
+
+    Raises:
+      UserError: the sizes do not fit the devices, or ``mesh.slice`` the slices that they are in.
+    """
     devices = list(jax.devices()) if devices is None else list(devices)
     sizes = config.sizes(len(devices))
-    names = tuple(sizes)
+    names, shape = tuple(sizes), tuple(sizes.values())
     kinds = (AxisType.Auto,) * len(names)
-    return jax.make_mesh(tuple(sizes.values()), names, axis_types=kinds, devices=devices)
+    found = len({getattr(device, "slice_index", 0) for device in devices})
+    if found == 1:  # parts of one slice, or virtual devices, can stand for slices
+        return jax.make_mesh(shape, names, axis_types=kinds, devices=devices)
+    if sizes["slice"] != found:
+        raise UserError(f"mesh.slice is {sizes['slice']}, but the devices are in {found} slices; set it to {found}")
+    across = (found, *[1] * (len(shape) - 1))
+    return Mesh(create_hybrid_device_mesh((1, *shape[1:]), across, devices), names, axis_types=kinds)

@@ -6,12 +6,12 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
 from lmx.experiment import Experiment
 from lmx.kernels.roofline import matmul_flops_per_second, peak_memory_bytes
 from lmx.models.flops import parameter_count, train_flops_per_token
 from lmx.objectives.objective import Batch
+from lmx.objectives.random_rows import full_rows
 from lmx.sharding.mesh import build_mesh
 from lmx.sharding.rules import Sharding
 from lmx.train.state import init_state, state_shardings
@@ -19,16 +19,9 @@ from lmx.train.step import BATCH, jit_step
 
 
 def random_batch(experiment: Experiment, sharding: Sharding) -> Batch:
-    """Random tokens, each row one document without padding."""
-    shape = (experiment.train.batch, experiment.train.length)
-    tokens = np.random.default_rng(0).integers(0, experiment.model.vocab, shape, np.int32)
-    positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
-    arrays = {
-        "tokens": tokens,
-        "targets": np.roll(tokens, -1, axis=1),
-        "segment_ids": np.ones(shape, np.int32),
-        "positions": positions,
-    }
+    """Random tokens in the objective's layout, each row one document that fills it."""
+    train = experiment.train
+    arrays = full_rows(experiment.objective, experiment.model.spec(), train.batch, train.length)
     return jax.device_put(arrays, sharding.named(BATCH))
 
 

@@ -7,19 +7,20 @@ padding. Nothing has to be prepared for them.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import jax
 import numpy as np
 
-from lmx.data.rows import padding_row
 from lmx.errors import LmxError, UserError
 from lmx.experiment import Experiment
+from lmx.models.schedules import Plan
 from lmx.nn.module import Params
+from lmx.objectives import random_rows as packed
 from lmx.sharding.mesh import MeshConfig, build_mesh
 from lmx.sharding.rules import Sharding, use_sharding
-from lmx.train.state import init_state, state_shardings
+from lmx.train.state import init_state, pipeline_plan, state_shardings
 from lmx.train.step import BATCH, gradients, jit_step
 
 Rows = dict[str, np.ndarray]
@@ -28,6 +29,9 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
 FLOOR = 1e-3
 """A leaf's difference is relative to its norm, or to this share of the whole gradient's if that is more: the
 gradient of a bias that changes nothing is nothing but rounding."""
+
+AXES = ("data", "fsdp", "expert", "sequence", "tensor")
+"""The mesh axes that are tried in all combinations."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Numbers:
       gradient: of the first step, where all start from the same parameters, on the host.
       params: after the last step, on the host.
       memory: bytes that one device holds at the most during a step, as compiled.
+      plan: the pipeline's, where there are stages.
     """
 
     loss: tuple[float, ...]
@@ -46,6 +51,7 @@ class Numbers:
     gradient: Params
     params: Params
     memory: int
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Trial:
       gradient_leaf: that leaf.
       param_difference: the largest of any parameter after the last step, absolute.
       memory_bytes_per_device: of the compiled step.
+      pipeline: its stages and their bubble, in words; empty without stages.
     """
 
     mesh: dict[str, int]
@@ -71,6 +78,7 @@ class Trial:
     gradient_leaf: str = ""
     param_difference: float = 0.0
     memory_bytes_per_device: int = 0
+    pipeline: str = ""
 
     @property
     def worst(self) -> tuple[float, str]:
@@ -155,10 +163,13 @@ def check_mesh(
 
 
 def all_meshes(devices: int) -> tuple[MeshConfig, ...]:
-    """Every mesh over data, fsdp and tensor that takes all ``devices``."""
+    """Every mesh over data, fsdp, expert, sequence and tensor that takes all ``devices``.
+
+    Slices are left out, being data along another wire, and stages, which there are not yet.
+    """
     divisors = [d for d in range(1, devices + 1) if devices % d == 0]
-    found = (s for s in itertools.product(divisors, repeat=3) if math.prod(s) == devices)
-    return tuple(MeshConfig(data=data, fsdp=fsdp, tensor=tensor) for data, fsdp, tensor in found)
+    found = (s for s in itertools.product(divisors, repeat=len(AXES)) if math.prod(s) == devices)
+    return tuple(MeshConfig(**dict(zip(AXES, sizes, strict=True))) for sizes in found)
 
 
 def sizes_of(mesh: MeshConfig) -> dict[str, int]:
@@ -172,24 +183,10 @@ def mesh_name(sizes: dict[str, int]) -> str:
 
 
 def random_rows(experiment: Experiment, step: int) -> Rows:
-    """A batch of packed random documents, int32 [batch, length] each, as the loader would give it."""
-    rng = np.random.default_rng((experiment.train.seed, step))
-    batch, length = experiment.train.batch, experiment.train.length
-    rows = [_random_row(rng, length, experiment.model.vocab) for _ in range(batch)]
-    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-
-
-def _random_row(rng: np.random.Generator, length: int, vocab: int) -> Rows:
-    row = padding_row(length)
-    filled = int(rng.integers(-(-length // 2), length + 1))
-    cuts = np.unique(rng.integers(0, filled, size=rng.integers(1, 5)))
-    bounds = [0, *cuts[cuts > 0].tolist(), filled]
-    stream = rng.integers(0, vocab, filled + 1)
-    row["tokens"][:filled], row["targets"][:filled] = stream[:-1], stream[1:]
-    for segment, (first, end) in enumerate(itertools.pairwise(bounds), start=1):
-        row["segment_ids"][first:end] = segment
-        row["positions"][first:end] = np.arange(end - first)
-    return row
+    """A batch of packed random documents in the objective's layout, int32 [batch, any] each, as the loader gives it."""
+    train = experiment.train
+    seed = (train.seed, step)
+    return packed.random_rows(experiment.objective, experiment.model.spec(), train.batch, train.length, seed)
 
 
 def _rank(difference: tuple[float, str]) -> float:
@@ -203,7 +200,7 @@ def _trial(experiment: Experiment, mesh: MeshConfig, start: Any, batches: Sequen
         numbers = _numbers(experiment, mesh, start, batches)
     except UserError as error:  # the mesh does not divide the batch, the heads or another axis
         return Trial(sizes_of(mesh), skipped=str(error))
-    return _compared(sizes_of(mesh), numbers, reference)
+    return replace(_compared(sizes_of(mesh), numbers, reference), pipeline=str(numbers.plan or ""))
 
 
 def _devices_of(mesh: MeshConfig) -> int:
@@ -225,7 +222,7 @@ def _numbers(experiment: Experiment, mesh: MeshConfig, start: Any, batches: Sequ
         state, values = step(state, batch)
         metrics.append(jax.device_get(values))
     loss, norm = (tuple(float(m[name]) for m in metrics) for name in ("loss", "grad_norm"))
-    return Numbers(loss, norm, first, jax.device_get(state.params), _memory(step))
+    return Numbers(loss, norm, first, jax.device_get(state.params), _memory(step), pipeline_plan(experiment, sharding))
 
 
 def _jit_gradient(experiment: Experiment, sharding: Sharding, params: Any) -> Callable[..., Params]:

@@ -21,9 +21,9 @@ def not_finite_error(
     experiment: Experiment, sharding: Sharding, prepared: Prepared, params: Params, batch: Batch, step: int, row: int
 ) -> LmxError:
     """The error that ends a run after ``row`` skipped steps in a row, the last of them number ``step`` (from 0)."""
-    size, length = experiment.train.batch, experiment.train.length
+    size, layout = experiment.train.batch, experiment.layout(prepared.tokenizer)
     rows = range(step * size, (step + 1) * size)
-    names = documents_of(prepared, rows, length=length, seed=experiment.train.seed)
+    names = documents_of(prepared, rows, length=layout, seed=experiment.train.seed)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return LmxError(
         f"step {step + 1}: the gradient was not finite in {row} steps in a row (each was skipped); "

@@ -16,6 +16,7 @@ from lmx.eval.perplexity import Score, jit_sums, score
 from lmx.experiment import EvalConfig, Experiment, RunDir
 from lmx.models.model import cast_floats, unstack_layers
 from lmx.nn.module import Params
+from lmx.sharding.processes import is_first
 from lmx.sharding.rules import Sharding
 from lmx.train.metrics import Values, append_json
 from lmx.train.step import BATCH
@@ -26,7 +27,7 @@ class HeldOut:
 
     def __init__(self, experiment: Experiment, sharding: Sharding, prepared: Prepared):
         self._experiment, self._sharding = experiment, sharding
-        rows = held_out_rows(prepared, length=experiment.train.length)
+        rows = held_out_rows(prepared, length=experiment.layout(prepared.tokenizer))
         wanted = experiment.eval.rows
         self._rows: Any = rows[:wanted] if 0 < wanted < len(rows) else rows
         self._sums = jit_sums(experiment, sharding)
@@ -41,7 +42,8 @@ class HeldOut:
 
 def eval_values(result: Score) -> Values:
     """A score under the names of metrics.jsonl."""
-    return {f"eval_{name}": float(value) for name, value in asdict(result).items() if name != "bytes"}
+    values = {name: value for name, value in asdict(result).items() if name != "bytes" and value is not None}
+    return {f"eval_{name}": float(value) for name, value in values.items()}
 
 
 @dataclass
@@ -88,6 +90,6 @@ class Sampler:
             seeds=range(len(self.config.prompts)),
         )
         pairs = [(p, t.text) for p, t in zip(self.config.prompts, texts, strict=True)]
-        for prompt, text in pairs:
+        for prompt, text in pairs if is_first() else ():
             append_json(self._run.samples, {"step": step, "prompt": prompt, "text": text})
         return pairs

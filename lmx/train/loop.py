@@ -13,10 +13,11 @@ from lmx.data.prepare import Prepared
 from lmx.data.rows import train_rows
 from lmx.errors import Interrupted
 from lmx.experiment import Experiment, RunDir
+from lmx.sharding.processes import located
 from lmx.sharding.rules import Sharding
 from lmx.train.diagnosis import not_finite_error
 from lmx.train.evaluation import EarlyStopping, HeldOut, Sampler, eval_values
-from lmx.train.metrics import MetricsLog, Recorder, StepClock, Values
+from lmx.train.metrics import Recorder, StepClock, Values, open_log
 from lmx.train.progress import Display
 from lmx.train.signals import StopSignal
 from lmx.train.state import TrainState
@@ -73,9 +74,10 @@ class Loop:
     def train(self, state: TrainState, start: int, meta: dict[str, Any]) -> TrainState:
         """Trains from step ``start`` to the end; raises Interrupted, after saving, when a signal asks for it."""
         self.early = replace(self.early, **meta.get("early_stopping", {}))
-        self.log = MetricsLog(self.run, start)
+        self.log = open_log(self.run, start)
         experiment, place = self.experiment, self.sharding.named(BATCH)
-        rows = train_rows(self.prepared, length=experiment.train.length, seed=experiment.train.seed)
+        layout = experiment.layout(self.prepared.tokenizer)
+        rows = train_rows(self.prepared, length=layout, seed=experiment.train.seed)
         loader = Loader(rows, batch=experiment.train.batch, sharding=place, start_step=start)
         try:
             with loader:
@@ -113,7 +115,7 @@ class Loop:
     def _between(self, done: int, state: TrainState) -> bool:
         """Evaluates, samples and saves what is due after ``done`` steps; whether training ends here."""
         config, last = self.experiment, done == self.experiment.train.steps
-        interrupted = self.stop.received is not None and not last
+        interrupted = not last and self.stop.asks(done)
         # Also when interrupted: a resumed run does not come back to this step.
         evaluate, sample = last or _due(config.eval.every, done), last or _due(config.sample.every, done)
         save = interrupted or last or config.checkpoint.due(done)
@@ -134,10 +136,8 @@ class Loop:
             self.checkpointer.save(done, state, meta)
         if interrupted:
             self.checkpointer.wait()
-            raise Interrupted(
-                f"stopped by {self.stop.received} after step {done}, saved in {self.run.path}; "
-                f"run the same command again to go on"
-            )
+            what = f"stopped by {self.stop.received} after step {done}, saved in {self.run.path}"
+            raise Interrupted(located(f"{what}; run the same command again to go on"))
         self.recorder.clock.restart()
         return ends
 

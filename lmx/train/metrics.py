@@ -10,6 +10,7 @@ import jax
 from tensorboardX import SummaryWriter
 
 from lmx.experiment import RunDir
+from lmx.sharding.processes import is_first
 from lmx.train.step import Metrics
 
 Values = dict[str, float]
@@ -79,6 +80,21 @@ class MetricsLog:
         """Flushes and closes both."""
         self._file.close()
         self._board.close()
+
+
+class NoLog:
+    """The log of all processes but the first."""
+
+    def write(self, step: int, values: Values) -> None:
+        """Keeps nothing."""
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
+def open_log(run: RunDir, step: int) -> MetricsLog | NoLog:
+    """This process's log, from ``step`` on."""
+    return MetricsLog(run, step) if is_first() else NoLog()
 
 
 def append_json(file: Path, value: dict[str, Any]) -> None:

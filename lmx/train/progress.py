@@ -10,11 +10,11 @@ from lmx.train.metrics import Values
 
 
 class Display:
-    """Shows step, loss, tokens/s, model FLOPs utilization and time left on standard error."""
+    """Shows step, loss, tokens/s, model FLOPs utilization and time left on standard error; ``quiet``, nothing."""
 
-    def __init__(self, steps: int, done: int, flops_per_token: float, peak_flops: float):
+    def __init__(self, steps: int, done: int, flops_per_token: float, peak_flops: float, *, quiet: bool = False):
         self._utilization = flops_per_token / peak_flops
-        self.console = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
+        self.console = Console(stderr=True, soft_wrap=not sys.stderr.isatty(), quiet=quiet)
         self._bar = Progress(
             TextColumn("[bold]step"),
             MofNCompleteColumn(),

@@ -4,6 +4,7 @@ import functools
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ from typing import Any, cast
 import jax
 
 from lmx import config
+from lmx.checkpoint import loading
 from lmx.checkpoint.checkpointer import Checkpointer, load_subtree
 from lmx.data import cache
 from lmx.data.prepare import Prepared, prepare
@@ -19,7 +21,10 @@ from lmx.eval.compression import XzScore, xz_score
 from lmx.experiment import Experiment, RunDir
 from lmx.kernels.roofline import quick_matmul_flops_per_second
 from lmx.models.flops import train_flops_per_token
+from lmx.sharding.launchers import START_SECONDS
 from lmx.sharding.mesh import build_mesh
+from lmx.sharding.preflight import preflight, require_same_data
+from lmx.sharding.processes import agreed, count, is_first, together
 from lmx.sharding.rules import Sharding
 from lmx.train.fingerprint import compare, fingerprint
 from lmx.train.loop import Loop, Profile
@@ -27,7 +32,8 @@ from lmx.train.metrics import last_values
 from lmx.train.progress import Display
 from lmx.train.rundir import check_run, locked, write_json
 from lmx.train.signals import StopSignal
-from lmx.train.state import TrainState, init_state, state_shapes, state_shardings
+from lmx.train.state import TrainState, init_state, pipeline_plan, state_shapes, state_shardings
+from lmx.train.supervise import tell
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,18 @@ class RunOptions:
     Attributes:
       allowed_changes: fields of the configuration that may differ from the run's own.
       profile: the first and last step of a trace, counted from 1, or None.
+      start_seconds: within this time other processes must answer at the start.
     """
 
     allowed_changes: Sequence[str] = ()
     profile: tuple[int, int] | None = None
+    start_seconds: float = START_SECONDS
 
 
 def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOptions()) -> dict[str, Any]:
     """Trains, or goes on training, in ``run_dir``; returns the summary that is also written there.
+
+    With several processes, all of them call this, and the first writes everything but checkpoints.
 
     Raises:
       UserError: bad configuration, data or run directory.
@@ -52,24 +62,36 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
       LmxError: gradients stayed non-finite, or a checkpoint could not be written.
     """
     experiment.check()
-    run, sharding = RunDir(run_dir), Sharding(build_mesh(experiment.mesh), experiment.rules)
+    run = RunDir(run_dir)
+    notes = [_met(experiment, run, options.start_seconds)] if count() > 1 else []
+    sharding = Sharding(build_mesh(experiment.mesh), experiment.rules)
     state_shardings(experiment, sharding)
-    with StopSignal() as stop, locked(run):
-        check_run(run, experiment, options.allowed_changes)
-        prepared = prepare(experiment.data)
-        check_vocabulary(experiment, prepared)
+    with ExitStack() as held, StopSignal() as stop:
+        with agreed():
+            if is_first():
+                held.enter_context(locked(run))
+                check_run(run, experiment, options.allowed_changes)
+        with agreed():
+            prepared = prepare(experiment.corpus, progress=is_first())
+            check_vocabulary(experiment, prepared)
+        require_same_data("the data", prepared.fingerprint)
         now = fingerprint(sharding.mesh, prepared)
-        notes = compare(run, now)
-        config.save(experiment, run.experiment)
-        prepared.tokenizer.save(run.tokenizer)
-        with Checkpointer(run.checkpoints_of(experiment), experiment.checkpoint) as checkpointer:
+        with agreed():
+            if is_first():
+                notes += compare(run, now)
+                config.save(experiment, run.experiment)
+                prepared.tokenizer.save(run.tokenizer)
+        tell(joined=True, checkpoints=str(loading.absolute(run.checkpoints_of(experiment))))
+        with Checkpointer(run.checkpoints_of(experiment), experiment.checkpoint) as checkpointer, together():
             state, start, meta, more = start_state(experiment, sharding, checkpointer)
-            write_json(run.fingerprint, now)
-            write_json(run.data, prepared.stats(experiment.train.length))
+            if is_first():
+                write_json(run.fingerprint, now)
+                write_json(run.data, prepared.stats(experiment.layout(prepared.tokenizer)))
             peak = quick_matmul_flops_per_second(experiment.train.compute) * sharding.mesh.size
             flops = train_flops_per_token(experiment.model.spec(), experiment.train.length)
-            with Display(experiment.train.steps, start, flops, peak) as display:
-                for note in notes + more:
+            with Display(experiment.train.steps, start, flops, peak, quiet=not is_first()) as display:
+                plan = pipeline_plan(experiment, sharding)
+                for note in [*notes, *more, *([str(plan)] if plan else [])]:
                     display.say(note)
                 profile = options.profile and Profile(*options.profile, run.path / "profile")
                 loop = Loop(experiment, run, sharding, prepared, checkpointer, display, stop, profile)
@@ -77,6 +99,16 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
                 state = loop.train(state, start, meta)
             checkpointer.wait()
         return _summary(experiment, run, prepared, loop, state, time.perf_counter() - began)
+
+
+def _met(experiment: Experiment, run: RunDir, seconds: float) -> str:
+    """What the preflight of several processes found, as a sentence."""
+    settings = config.flatten(experiment) | {"--run-dir": str(run.path.absolute())}
+    found = preflight([experiment.checkpoint.directory or str(run.path)], settings, seconds)
+    return (
+        f"{count()} processes with {found.devices} devices; an all-reduce of {found.reduce_bytes / 1e6:.1f} MB takes "
+        f"{found.reduce_seconds * 1e3:.1f} ms; clocks within {found.clock_seconds:.1f} s"
+    )
 
 
 def check_vocabulary(experiment: Experiment, prepared: Prepared) -> None:
@@ -119,8 +151,10 @@ def _with_weights(state: TrainState, params: Any) -> TrainState:
 def _summary(
     experiment: Experiment, run: RunDir, prepared: Prepared, loop: Loop, state: TrainState, seconds: float
 ) -> dict[str, Any]:
-    """What the run came to; written to summary.json with the report's path if it could be drawn."""
+    """What the run came to; written to summary.json and, if it can be drawn, a report, by the first process."""
     done = int(state.step)
+    if not is_first():
+        return {"run_dir": str(run.path), "steps": done}
     if not loop.last and run.summary.exists() and cache.read_json(run.summary)["steps"] == done:
         return cast(dict[str, Any], cache.read_json(run.summary)) | _report(run)
     last = loop.last or last_values(run.metrics)  # killed between its last step and here, it has no steps to do

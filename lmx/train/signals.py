@@ -1,9 +1,17 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave; a second one leaves at once."""
+"""Ctrl-C and SIGTERM: finish the step, save, leave; a second one leaves at once.
 
+With several processes, JAX takes a SIGTERM to any of them for the notice that the job is preempted, and agrees on the
+step after which all save; a handler of one's own would disable that.
+"""
+
+import os
 import signal
 from types import FrameType, TracebackType
 
+from jax.experimental.multihost_utils import reached_preemption_sync_point
+
 from lmx.errors import Interrupted
+from lmx.sharding.processes import count
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
 
@@ -16,7 +24,8 @@ class StopSignal:
         self.received: str | None = None
 
     def __enter__(self) -> "StopSignal":
-        self._before = {s: signal.signal(s, self._handle) for s in HANDLED}
+        handlers = dict.fromkeys(HANDLED, self._handle) if count() == 1 else {signal.SIGINT: self._pass_on}
+        self._before = {s: signal.signal(s, handler) for s, handler in handlers.items()}
         return self
 
     def __exit__(
@@ -24,6 +33,16 @@ class StopSignal:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def asks(self, done: int) -> bool:
+        """Whether to save and leave after ``done`` steps; all processes ask after each step, and get one answer."""
+        if count() > 1 and reached_preemption_sync_point(done):
+            self.received = "a signal to this or another process"
+        return self.received is not None
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one leaves at once
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again, self.received = self.received is not None, signal.Signals(number).name

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from lmx.errors import UserError
 from lmx.experiment import Experiment
 from lmx.models.model import init_params, param_axes
+from lmx.models.schedules import Plan, check_pipeline
 from lmx.nn.module import Params
 from lmx.sharding.rules import Sharding
 
@@ -48,14 +49,22 @@ def state_shapes(experiment: Experiment) -> TrainState:
     return cast(TrainState, jax.eval_shape(functools.partial(init_state, experiment), jax.random.key(0)))
 
 
+def pipeline_plan(experiment: Experiment, sharding: Sharding) -> Plan | None:
+    """How a step goes through the mesh's stages; None where there is one. Raises UserError if it does not fit."""
+    train, spec = experiment.train, experiment.model.spec()
+    return check_pipeline(experiment.pipeline, sharding, spec, train.batch // train.accumulate)
+
+
 def state_shardings(experiment: Experiment, sharding: Sharding) -> TrainState:
     """A sharding for each leaf: the moments and the average lie as the parameters do, scalars are replicated.
 
     Raises:
-      UserError: the mesh does not divide a parameter, or the batch.
+      UserError: the mesh does not divide a parameter, the batch or the length.
     """
+    pipeline_plan(experiment, sharding)
     shapes, axes = state_shapes(experiment), param_axes(experiment.model.spec())
     sharding.check_divides(axes, shapes.params)
+    sharding.check_length(experiment.train.length)
     ways, micro = sharding.ways("act_batch"), experiment.train.batch // experiment.train.accumulate
     if micro % ways:
         raise UserError(

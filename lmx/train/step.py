@@ -10,6 +10,7 @@ import optax
 from lmx.experiment import Experiment
 from lmx.kernels.cross_entropy import LossSums
 from lmx.models.model import aux_sum, cast_floats, stepped
+from lmx.models.schedules import use_pipeline
 from lmx.nn.module import Params
 from lmx.objectives.objective import Batch
 from lmx.sharding.rules import Sharding, use_sharding
@@ -30,7 +31,8 @@ def gradients(experiment: Experiment, params: Params, batch: Batch, key: jax.Arr
 
     def total(params: Params, micro: Batch, key: jax.Array | None) -> tuple[jax.Array, LossSums]:
         low = cast_floats(params, train.compute)
-        sums = experiment.objective.loss(spec, low, micro, key=key, remat=train.remat)
+        with use_pipeline(experiment.pipeline):
+            sums = experiment.objective.loss(spec, low, micro, key=key, remat=train.remat)
         return sums.total, sums
 
     grad = jax.grad(total, has_aux=True)
@@ -85,11 +87,17 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> tuple
 
 
 def _told(aux: Params) -> Metrics:
-    """Of a mixture of experts: the routers' losses, and the share of the choices that were dropped, a layer's mean."""
+    """Of a mixture of experts: the routers' losses, and the share of the choices that were dropped, a layer's mean. Of
+    an objective that asks about pairs: the share of right answers."""
     if not aux:
         return {}
+    pairs = aux.get("pairs")
+    asked = {"pair_accuracy": pairs["correct"] / jnp.maximum(pairs["weight"], 1e-9)} if pairs else {}
+    aux = {name: told for name, told in aux.items() if name != "pairs"}
+    if not aux:
+        return asked
     layers = aux_sum(jax.tree.map(jnp.ones_like, aux), "dropped")
-    return {"router_loss": aux_sum(aux, "loss"), "dropped": aux_sum(aux, "dropped") / jnp.maximum(layers, 1)}
+    return asked | {"router_loss": aux_sum(aux, "loss"), "dropped": aux_sum(aux, "dropped") / jnp.maximum(layers, 1)}
 
 
 def _scale(clip_norm: float, norm: jax.Array) -> jax.Array:

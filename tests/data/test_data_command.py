@@ -13,7 +13,7 @@ from lmx.data.prepare import Prepared
 
 @dataclass(frozen=True)
 class Recipe:
-    data: DataConfig
+    corpus: DataConfig
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmx.data import packing
+from lmx.data.layout import NextTokens
 from lmx.data.packing import best_fit, make_plan
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=60)
@@ -52,7 +53,7 @@ def test_every_token_of_a_stream_is_a_target_once(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "WINDOW", window)
         directory = tmp_path_factory.mktemp("plan") / "plan"
-        plan = make_plan(np.array(lengths, np.int32), np.array(chosen, np.int64), length, mode, directory)
+        plan = make_plan(np.array(lengths, np.int32), np.array(chosen, np.int64), NextTokens(length), mode, directory)
     targets = []
     for row in range(len(plan)):
         pieces = plan.row(row).tolist()
@@ -66,7 +67,7 @@ def test_split_is_full_but_for_the_last_row(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int
 ) -> None:
     directory = tmp_path_factory.mktemp("plan") / "plan"
-    plan = make_plan(np.array(lengths, np.int32), np.arange(len(lengths)), length, "split", directory)
+    plan = make_plan(np.array(lengths, np.int32), np.arange(len(lengths)), NextTokens(length), "split", directory)
     total = sum(lengths) + len(lengths)
     assert len(plan) == -(-total // length)
     assert plan.padding == pytest.approx(1 - total / (len(plan) * length) if total else 0.0)
@@ -77,7 +78,7 @@ def test_best_fit_keeps_what_fits_in_a_row_whole(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int
 ) -> None:
     directory = tmp_path_factory.mktemp("plan") / "plan"
-    plan = make_plan(np.array(lengths, np.int32), np.arange(len(lengths)), length, "best_fit", directory)
+    plan = make_plan(np.array(lengths, np.int32), np.arange(len(lengths)), NextTokens(length), "best_fit", directory)
     documents, counts = np.unique(plan.pieces["document"], return_counts=True)
     assert [-(-(lengths[d] + 1) // length) for d in documents] == counts.tolist()
     assert plan.cut == int((counts > 1).sum())
@@ -86,9 +87,9 @@ def test_best_fit_keeps_what_fits_in_a_row_whole(
 def test_a_plan_is_the_same_each_time_and_pads_little(tmp_path: Path) -> None:
     lengths = np.random.default_rng(0).lognormal(5, 1, 200_000).astype(np.int32) + 1
     start = time.perf_counter()
-    plan = make_plan(lengths, np.arange(len(lengths)), 1024, "best_fit", tmp_path / "a")
+    plan = make_plan(lengths, np.arange(len(lengths)), NextTokens(1024), "best_fit", tmp_path / "a")
     assert time.perf_counter() - start < 5  # 0.2 s when nothing else runs
-    again = make_plan(lengths, np.arange(len(lengths)), 1024, "best_fit", tmp_path / "b")
+    again = make_plan(lengths, np.arange(len(lengths)), NextTokens(1024), "best_fit", tmp_path / "b")
     assert plan.padding < 1e-3
     assert np.array_equal(plan.pieces, again.pieces)
     assert np.array_equal(plan.offsets, again.offsets)

@@ -96,10 +96,13 @@ def test_a_mixture_keeps_its_weights_and_every_source_its_epochs(mixture: Prepar
 
 
 def all_rows(data: Prepared) -> list[list[dict[str, np.ndarray]]]:
+    from lmx.data.layout import NextTokens
     from lmx.data.rows import build_row
 
+    layout, rng = NextTokens(LENGTH), np.random.default_rng(0)
     plans: list[Plan] = [data.plan(i, "train", LENGTH) for i in range(len(data.sources))]
-    return [[build_row(s.tokens, p, i) for i in range(len(p))] for s, p in zip(data.sources, plans, strict=True)]
+    both = zip(data.sources, plans, strict=True)
+    return [[build_row(s, p, layout, i, rng) for i in range(len(p))] for s, p in both]
 
 
 def test_held_out_rows_are_finite_and_none_is_trained_on(mixture: Prepared) -> None:

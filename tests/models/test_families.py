@@ -59,7 +59,7 @@ def ours(name: str) -> dict[str, np.ndarray]:
     @jax.jit
     def run(params: Any) -> dict[str, jax.Array]:
         hidden, memory, _ = hidden_of(golden, params)
-        out = {"hidden": hidden if memory is None else memory.hidden}
+        out = {"states": hidden, "hidden": hidden if memory is None else memory.hidden}
         if golden.spec.head is not None:
             out["logits"] = logits(golden.spec, params, hidden)[..., : golden.spec.vocab]
         for head in golden.spec.tasks:
@@ -106,8 +106,7 @@ def test_configurations_go_both_ways(name: str) -> None:
 def test_unrolled_equals_scanned(name: str) -> None:
     golden = model(name)
     run = jax.jit(lambda params: hidden_of(golden, unstack_layers(golden.spec, params))[0])
-    scanned = jax.jit(lambda params: hidden_of(golden, params)[0])
-    np.testing.assert_allclose(run(golden.params), scanned(golden.params), **TIGHT)
+    np.testing.assert_allclose(run(golden.params), ours(name)["states"], **TIGHT)
 
 
 def is_decoder(name: str) -> bool:
@@ -127,9 +126,8 @@ def test_prefill_and_steps_equal_the_full_forward(name: str) -> None:
     for start, end in itertools.pairwise([0, *range(9, length + 1)]):
         out = (step if start else first)(jax.tree.map(lambda a, s=start, e=end: a[:, s:e], whole), cache)
         hidden, cache = [*hidden, out.hidden], out.cache
-    full = jax.jit(lambda params: hidden_of(golden, params)[0])(params)
     real = np.asarray(whole.segments) > 0
-    np.testing.assert_allclose(np.concatenate(hidden, axis=1)[real], np.asarray(full)[real], **TIGHT)
+    np.testing.assert_allclose(np.concatenate(hidden, axis=1)[real], ours(name)["states"][real], **TIGHT)
 
 
 def token_loss(golden: Golden) -> Callable[[Any], jax.Array]:
@@ -153,14 +151,19 @@ def token_loss(golden: Golden) -> Callable[[Any], jax.Array]:
 
 @functools.cache
 def differentiated(name: str) -> tuple[float, Any, float]:
-    """The token loss, the gradients of it and of all else there is, and the token loss after a step down."""
+    """The token loss, the gradients of it and of all else there is, and how a step down changes that sum."""
     golden = model(name)
     loss = token_loss(golden)
-    total = lambda params: sum(loss(params))  # noqa: E731
-    value, gradients = jax.jit(lambda p: (loss(p)[0], jax.grad(total)(p)))(golden.params)
-    norm = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(gradients)))
-    after = jax.tree.map(lambda p, g: p - 0.02 * g / norm, golden.params, gradients)
-    return float(value), gradients, float(jax.jit(lambda p: sum(loss(p)))(after) - sum(loss(golden.params)))
+
+    @jax.jit
+    def run(params: Any) -> Any:
+        (_, parts), gradients = jax.value_and_grad(lambda p: (sum(parts := loss(p)), parts), has_aux=True)(params)
+        return parts, gradients
+
+    parts, gradients = jax.device_get(run(golden.params))  # NumPy from here: an eager JAX operation compiles
+    norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(gradients)))
+    after = jax.tree.map(lambda p, g: np.asarray(p) - np.float32(0.02 / norm) * g, golden.params, gradients)
+    return float(parts[0]), gradients, float(sum(jax.device_get(run(after)[0])) - sum(parts))
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -203,9 +206,7 @@ def test_fresh_parameters_and_axes_fit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_bfloat16_stays_bfloat16_and_near(name: str) -> None:
+def test_bfloat16_stays_bfloat16(name: str) -> None:
     golden = model(name)
-    low = jax.jit(lambda p: hidden_of(golden, cast_floats(p, jnp.bfloat16))[0])(golden.params)
+    low = jax.eval_shape(lambda p: hidden_of(golden, cast_floats(p, jnp.bfloat16))[0], golden.params)
     assert low.dtype == jnp.bfloat16
-    assert np.isfinite(np.asarray(low, np.float32)).all()
-

@@ -9,21 +9,22 @@ from lmx.sharding.mesh import MeshConfig, build_mesh
 @pytest.mark.parametrize(
     ("config", "sizes"),
     [
-        (MeshConfig(), (8, 1, 1)),
-        (MeshConfig(data=2, fsdp=-1, tensor=2), (2, 2, 2)),
-        (MeshConfig(data=1, fsdp=2, tensor=4), (1, 2, 4)),
+        (MeshConfig(), (1, 8, 1, 1, 1, 1, 1)),
+        (MeshConfig(data=2, fsdp=-1, tensor=2), (1, 2, 2, 1, 1, 1, 2)),
+        (MeshConfig(data=1, fsdp=2, tensor=4), (1, 1, 2, 1, 1, 1, 4)),
+        (MeshConfig(slice=2, data=-1, expert=2, sequence=2), (2, 1, 1, 1, 2, 2, 1)),
     ],
 )
 def test_sizes_fill_the_devices(config, sizes):
     assert tuple(config.sizes(8).values()) == sizes
     mesh = build_mesh(config)
     assert mesh.devices.shape == sizes
-    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.axis_names == ("slice", "data", "fsdp", "stage", "expert", "sequence", "tensor")
     assert set(mesh.axis_types) == {AxisType.Auto}
 
 
 def test_mesh_of_some_devices():
-    assert build_mesh(MeshConfig(), jax.devices()[:3]).devices.shape == (3, 1, 1)
+    assert build_mesh(MeshConfig(), jax.devices()[:3]).devices.shape == (1, 3, 1, 1, 1, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -44,12 +45,11 @@ def test_mesh_of_some_devices():
         ),
         (
             MeshConfig(data=2, fsdp=1, tensor=1),
-            "the mesh data 2 x fsdp 1 x tensor 1 takes 2 devices, but there are 8; "
-            "choose sizes whose product is 8, or set one axis to -1",
+            "the mesh data 2 takes 2 devices, but there are 8; choose sizes whose product is 8, or set one axis to -1",
         ),
         (
             MeshConfig(fsdp=3),
-            "the mesh fsdp 3 x tensor 1 takes a multiple of 3 devices, but there are 8; "
+            "the mesh fsdp 3 takes a multiple of 3 devices, but there are 8; "
             "choose sizes whose product is 8, or set one axis to -1",
         ),
     ],

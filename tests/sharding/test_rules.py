@@ -8,19 +8,19 @@ from jax.sharding import PartitionSpec as P
 from lmx.errors import UserError
 from lmx.models.model import param_axes, param_shapes
 from lmx.sharding.mesh import MeshConfig, build_mesh
-from lmx.sharding.rules import Rules, Sharding, constrain, use_sharding, ways
+from lmx.sharding.rules import PRESETS, Rules, Sharding, constrain, manual_axes, split_axes, use_sharding, ways
 
 
 def sharding(data: int = 2, fsdp: int = 2, tensor: int = 2, rules: Rules | None = None) -> Sharding:
-    return Sharding(build_mesh(MeshConfig(data, fsdp, tensor)), rules or Rules())
+    return Sharding(build_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor)), rules or Rules())
 
 
 @pytest.mark.parametrize(
     ("axes", "expected"),
     [
         (("embed", "mlp"), P("fsdp", "tensor")),
-        (("layers", "embed", "heads", "head_dim"), P(None, "fsdp", "tensor", None)),
-        (("act_batch", "act_length", None), P(("data", "fsdp"), None, None)),
+        (("layers", "embed", "heads", "head_dim"), P("stage", "fsdp", "tensor", None)),
+        (("act_batch", "act_length", None), P(Rules().act_batch, "sequence", None)),
     ],
 )
 def test_rules_lay_logical_axes_on_the_mesh(axes, expected):
@@ -76,5 +76,33 @@ def test_a_mesh_that_does_not_divide_a_parameter_says_which(llama):
 
 def test_a_rule_for_an_unknown_mesh_axis_is_refused():
     sharding = Sharding(build_mesh(MeshConfig(), jax.devices()[:1]), Rules(embed=("tensr",)))
-    with pytest.raises(UserError, match="rules.embed names the mesh axis 'tensr', expected some of data"):
+    with pytest.raises(UserError, match=r"rules\.embed names the mesh axis 'tensr', expected some of slice, data"):
         sharding.check_divides({"w": ("embed",)}, {"w": jax.ShapeDtypeStruct((8,), "float32")})
+
+
+def test_a_length_that_the_mesh_does_not_divide_says_which_and_the_nearest():
+    mesh = build_mesh(MeshConfig(data=1, sequence=4, tensor=2))
+    Sharding(mesh, Rules()).check_length(12)
+    with pytest.raises(UserError) as error:
+        Sharding(mesh, PRESETS["sequence_norms"]).check_length(12)
+    assert str(error.value) == (
+        "the mesh splits 'act_residual' into 8 (mesh axes sequence, tensor), which does not divide the length 12; the "
+        "nearest length that it divides is 16"
+    )
+
+
+def test_inside_a_manual_region_its_axes_do_not_count():
+    mesh = sharding(2, 1, 4)
+    x, axes = jnp.zeros((8, 16)), ("act_batch", "act_mlp")
+    seen = []
+
+    def local(x):
+        seen.append((ways("act_batch"), ways("act_mlp"), split_axes("act_batch"), manual_axes()))
+        return constrain(x, axes) + 1
+
+    with use_sharding(mesh):
+        out = jax.jit(
+            jax.shard_map(local, mesh=mesh.mesh, in_specs=P("data"), out_specs=P("data"), axis_names={"data"})
+        )(x)
+    assert seen[-1] == (1, 4, ("data",), {"data"})
+    assert out.sharding.is_equivalent_to(mesh.named(axes), 2)

@@ -92,8 +92,8 @@ def test_too_large_a_mesh_and_no_steps_are_the_users_mistake(llama: Experiment) 
 
 def test_all_meshes_are_each_factorisation_once() -> None:
     found = all_meshes(8)
-    assert len(set(found)) == len(found) == 10
-    assert all(m.data * m.fsdp * m.tensor == 8 for m in found)
+    assert len(set(found)) == len(found) == 35
+    assert all(m.data * m.fsdp * m.expert * m.sequence * m.tensor == 8 for m in found)
 
 
 def test_random_rows_are_packed_as_real_ones_are(llama: Experiment) -> None:

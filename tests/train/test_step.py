@@ -63,7 +63,8 @@ def batch_of(seed: int, vocab: int = 203) -> dict[str, jax.Array]:
 
 def sharding_of(experiment: Experiment, sizes: tuple[int, int, int] = (1, 1, 1)) -> Sharding:
     devices = jax.devices()[: int(np.prod(sizes))]
-    return Sharding(build_mesh(MeshConfig(*sizes), devices), experiment.rules)
+    data, fsdp, tensor = sizes
+    return Sharding(build_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), devices), experiment.rules)
 
 
 @functools.cache

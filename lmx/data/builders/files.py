@@ -24,6 +24,35 @@ def stdlib_files() -> list[str]:
     return sorted(found)
 
 
+def listed(source: config.Source) -> list[str]:
+    """The files that a source reads.
+
+    Raises:
+      UserError: see :func:`matched_files` and :func:`aligned`.
+    """
+    if isinstance(source, config.PythonStdlib):
+        return stdlib_files()
+    if isinstance(source, config.AlignedFiles):
+        return [path for pair in aligned(source) for path in pair]
+    assert isinstance(source, config.LocalFiles)
+    return matched_files(source)
+
+
+def aligned(source: config.AlignedFiles) -> list[tuple[str, str]]:
+    """The files of ``source``, each with that of its targets.
+
+    Raises:
+      UserError: see :func:`matched_files`; or there are more of the one than of the other.
+    """
+    sources, targets = (matched_files(config.LocalFiles(files=f)) for f in (source.files, source.target_files))
+    if len(sources) != len(targets):
+        raise UserError(
+            f"AlignedFiles has {len(sources)} files but {len(targets)} target_files: give as many of each, in the same "
+            "sorted order"
+        )
+    return list(zip(sources, targets, strict=True))
+
+
 def matched_files(source: config.LocalFiles) -> list[str]:
     """The files that the patterns of ``source`` name, absolute, sorted, each once.
 

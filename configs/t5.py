@@ -1,0 +1,59 @@
+"""T5 pretraining (Raffel et al. 2020) on the Python standard library: span corruption, or UL2's mixture.
+
+lmx train configs/t5.py
+lmx train configs/t5.py:ul2
+lmx train configs/t5.py:prefix_lm
+"""
+
+from dataclasses import replace
+
+from lmx.data.config import DataConfig, TrainedBpe
+from lmx.experiment import EvalConfig, Experiment, TrainConfig
+from lmx.models.families.t5 import PRESETS, T5
+from lmx.objectives.denoising import Denoisers, PrefixLm, SpanCorruption
+from lmx.optim.schedule import Schedule
+
+
+def t5() -> Experiment:
+    """About 6M parameters: 3 layers of width 256 in each stack."""
+    return Experiment(
+        model=T5(
+            vocab=8192,
+            context=256,
+            width=256,
+            encoder_layers=3,
+            decoder_layers=3,
+            heads=4,
+            head_dim=64,
+            hidden=640,
+            tied=True,
+        ),
+        data=DataConfig(tokenizer=TrainedBpe(vocab_size=8192)),
+        objective=SpanCorruption(sentinels=32),
+        schedule=Schedule(peak=2e-3, warmup=100, final=0.05),
+        train=TrainConfig(steps=1500, batch=8, length=192, remat="none"),
+        eval=EvalConfig(every=500, rows=128),
+    )
+
+
+def ul2() -> Experiment:
+    """A mixture of short and long spans, and continuations."""
+    base = t5()
+    return replace(base, objective=Denoisers(sentinels=64))
+
+
+def prefix_lm() -> Experiment:
+    """The decoder goes on where the encoder's text is cut."""
+    return replace(t5(), objective=PrefixLm())
+
+
+def t5_small() -> Experiment:
+    """T5 small's shape and its rows of 512."""
+    base = t5()
+    return replace(
+        base,
+        model=PRESETS["t5_small"],
+        data=DataConfig(tokenizer=TrainedBpe(vocab_size=32_000)),
+        objective=SpanCorruption(),
+        train=replace(base.train, steps=100_000, batch=128, length=512, remat="dots"),
+    )

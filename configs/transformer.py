@@ -1,0 +1,57 @@
+"""The original Transformer (Vaswani et al. 2017) on pairs: docstrings from code, or a translation.
+
+lmx train configs/transformer.py
+lmx train configs/transformer.py:translation --data.sources.0.files "en/*.txt" --data.sources.0.target-files "de/*.txt"
+"""
+
+from dataclasses import replace
+
+from lmx.data.config import AlignedFiles, DataConfig, Docstrings, TrainedBpe
+from lmx.experiment import EvalConfig, Experiment, TrainConfig
+from lmx.models.families.transformer import PRESETS, Transformer
+from lmx.objectives.seq_to_seq import SeqToSeq
+from lmx.optim.optimizer import AdamW
+from lmx.optim.schedule import Schedule
+
+
+def transformer() -> Experiment:
+    """The first paragraph of a docstring from the code of its function; 3 layers of width 256 in each stack."""
+    return Experiment(
+        model=Transformer(
+            vocab=8192,
+            context=256,
+            layers=3,
+            width=256,
+            heads=4,
+            head_dim=64,
+            hidden=1024,
+            dropout=0.1,
+        ),
+        data=DataConfig(sources=(Docstrings(),), tokenizer=TrainedBpe(vocab_size=8192)),
+        objective=SeqToSeq(target_length=64, label_smoothing=0.1),
+        optimizer=AdamW(b2=0.98),
+        schedule=Schedule(peak=1e-3, warmup=200, final=0.05),
+        train=TrainConfig(steps=2000, batch=8, length=256, remat="none"),
+        eval=EvalConfig(every=500, rows=128),
+    )
+
+
+def translation() -> Experiment:
+    """From files that are aligned by line."""
+    base = transformer()
+    return replace(
+        base,
+        data=replace(base.data, sources=(AlignedFiles(),)),
+        objective=replace(base.objective, target_length=256),
+    )
+
+
+def transformer_base() -> Experiment:
+    """The paper's base model."""
+    base = transformer()
+    return replace(
+        base,
+        model=PRESETS["transformer_base"],
+        data=replace(base.data, tokenizer=TrainedBpe(vocab_size=37_000)),
+        train=replace(base.train, steps=100_000, batch=96, remat="dots"),
+    )

@@ -1,0 +1,171 @@
+"""Masked language modelling (Devlin et al. 2018), alone or with a question about sentences."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lmx.data.layout import Layout, Other, Piece, Row
+from lmx.errors import UserError
+from lmx.kernels.cross_entropy import LossSums, vocabulary_loss
+from lmx.models.config import ModelConfig
+from lmx.models.model import Inputs, apply, readout, task
+from lmx.models.specs import ModelSpec, Remat
+from lmx.nn.module import Params
+from lmx.objectives.masking import Masking, Replacing
+from lmx.objectives.objective import Batch, Objective, sees_ahead, with_aux
+from lmx.objectives.sentences import NextSentence, Sentences
+from lmx.objectives.vocabulary import Vocabulary
+
+MASK = "[MASK]"
+EIGHT = 8
+"""Places of a row come in eights, so that the meshes that split a row's length split them too."""
+PAIR_POSITIONS = 64
+"""A row is asked about a pair for every so many of its positions, and its first eight."""
+
+
+@dataclass(frozen=True)
+class MaskedLm(Objective):
+    """Cross-entropy of the tokens that were masked, given all others of their document."""
+
+    rate: float = 0.15
+    """Share of a text's tokens that are predicted."""
+    masking: Masking = field(default_factory=Masking)
+    """Which: Masking() single tokens, WholeWords(), Spans()."""
+    replacing: Replacing = field(default_factory=Replacing)
+    """What stands in their place."""
+    sentences: Sentences = field(default_factory=Sentences)
+    """What is asked beside: Sentences() nothing, NextSentence(), SentenceOrder()."""
+    sentence_weight: float = 1.0
+    """Weight of that question's loss, a mean over pairs, beside the mean over masked tokens."""
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The mask, and what stands around pairs."""
+        return MASK, *self.sentences.special_tokens
+
+    def check(self, model: ModelConfig, length: int) -> None:
+        """An encoder that predicts tokens fits; with a question it has a head for it."""
+        if not 0 < self.rate < 1:
+            raise UserError(f"objective.rate is {self.rate}, expected a share between 0 and 1")
+        spec = model.spec()
+        if spec.encoder is not None or not sees_ahead(spec):
+            raise UserError(
+                f"objective MaskedLm needs a model that sees the whole text, which a {model.family} does not: use an "
+                "encoder, such as Bert, or NextToken or SpanCorruption"
+            )
+        if self.sentences.asks and "nsp" not in [head.name for head in spec.tasks]:
+            raise UserError(
+                f"objective.sentences is {type(self.sentences).__name__}, but model.task {model.task!r} has no head "
+                'for pairs: set it to "pretraining", of a family that has it, or the sentences to Sentences()'
+            )
+        if spec.head is None:
+            raise UserError(
+                f"objective MaskedLm predicts tokens, but model.task is {model.task!r}: set 'token_prediction'"
+            )
+
+    def layout(self, vocabulary: Vocabulary, spec: ModelSpec, length: int) -> Layout:
+        """Rows of texts with masked tokens."""
+        return MaskedRows(length, self, vocabulary, spec.embedding.types > 1)
+
+    def loss(
+        self, spec: ModelSpec, params: Params, batch: Batch, *, key: jax.Array | None = None, remat: Remat = "none"
+    ) -> LossSums:
+        """The sums over masked tokens: nothing else meets the vocabulary. ``aux`` tells what became of the pairs."""
+        model_key, task_key = (None, None) if key is None else jax.random.split(key)
+        inputs = Inputs(batch["tokens"], batch["positions"], batch["segment_ids"], batch.get("types"))
+        out = apply(spec, params, inputs, key=model_key, remat=remat)
+        masked = jnp.take_along_axis(out.hidden, batch["slots"][..., None], axis=1)
+        sums = with_aux(vocabulary_loss(readout(spec, params, masked), *self.scored(batch)), out.aux)
+        return self._with_pairs(spec, params, batch, out.hidden, sums, task_key) if self.sentences.asks else sums
+
+    def _with_pairs(
+        self, spec: ModelSpec, params: Params, batch: Batch, hidden: jax.Array, sums: LossSums, key: jax.Array | None
+    ) -> LossSums:
+        """The sums with the question about pairs: each pair's first state goes through the head."""
+        first = jnp.take_along_axis(hidden, batch["pair_slots"][..., None], axis=1).reshape(-1, 1, hidden.shape[-1])
+        answers = batch["answers"].reshape(-1)
+        asked = (answers > 0).astype(jnp.float32)
+        scores = task(spec, params, "nsp", first, Inputs.whole(jnp.zeros(first.shape[:2], jnp.int32)), key)
+        labels = jnp.maximum(answers - 1, 0)
+        nll = (optax.softmax_cross_entropy_with_integer_labels(scores, labels) * asked).sum()
+        count = asked.sum()
+        # The step divides by the tokens' weight: with this factor what it sees is the mean over the pairs.
+        total = sums.total + self.sentence_weight * nll * (sums.weight / jnp.maximum(count, 1))
+        told = {"nll": nll, "correct": ((scores.argmax(-1) == labels) * asked).sum(), "weight": count}
+        aux = {**sums.aux, "pairs": jax.tree.map(jax.lax.stop_gradient, told)}
+        return replace(sums, total=total, aux=aux)
+
+
+@dataclass(frozen=True)
+class Nsp(MaskedLm):
+    """BERT's own pretraining: masked tokens, and whether the second sentence follows the first."""
+
+    sentences: Sentences = field(default_factory=NextSentence)
+    """What is asked beside: NextSentence(), or SentenceOrder()."""
+
+
+@dataclass(frozen=True)
+class MaskedRows(Layout):
+    """``tokens``, ``segment_ids``, ``positions`` (and ``types``): int32 [length]. ``slots``, the places that are
+    masked, ``targets``, what stood there, and ``target_segments``, 0 where there is no more: int32 [slots]. Asking,
+    ``pair_slots``, where pairs begin, and ``answers`` (0 none, 1 a true pair, 2 another): int32 [pairs]."""
+
+    objective: MaskedLm
+    vocabulary: Vocabulary
+    typed: bool = False
+
+    def room(self, count: int) -> int:
+        """The predictions, and what stands around pairs."""
+        return count + self.objective.sentences.extra
+
+    @property
+    def slots(self) -> int:
+        """Masked tokens in a row at the most: the share of its length, in eights."""
+        return _eights(self.length * self.objective.rate)
+
+    def empty(self) -> Row:
+        """All zero."""
+        long = ["tokens", "segment_ids", "positions", *(["types"] if self.typed else [])]
+        sizes = dict.fromkeys(long, self.length) | dict.fromkeys(("slots", "targets", "target_segments"), self.slots)
+        if self.objective.sentences.asks:
+            sizes |= dict.fromkeys(("pair_slots", "answers"), _eights(self.length / PAIR_POSITIONS))
+        return {name: np.zeros(size, np.int32) for name, size in sizes.items()}
+
+    def row(self, pieces: Sequence[Piece], rng: np.random.Generator, other: Other) -> Row:
+        """Each piece's text, masked on its own."""
+        row, at, used = self.empty(), 0, 0
+        for segment, piece in enumerate(pieces, start=1):
+            text = self.objective.sentences.text(piece, self.vocabulary, rng, other)
+            place = slice(at, at + len(text.tokens))
+            masked = self._mask(text.tokens, text.maskable, self.slots - used, rng)
+            slots = slice(used, used + len(masked[1]))
+            row["tokens"][place] = masked[0]
+            row["slots"][slots], row["targets"][slots] = at + masked[1], text.tokens[masked[1]]
+            row["segment_ids"][place] = row["target_segments"][slots] = segment
+            row["positions"][place] = np.arange(len(text.tokens))
+            if self.typed:
+                row["types"][place] = text.types
+            if text.answer and segment <= len(row["answers"]):
+                row["pair_slots"][segment - 1], row["answers"][segment - 1] = at, text.answer
+            at, used = at + len(text.tokens), slots.stop
+        return row
+
+    def _mask(
+        self, tokens: np.ndarray, maskable: np.ndarray, left: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens after masking, and the places of those to predict: the share of them, one at least."""
+        count = int(maskable.sum())
+        budget = min(left, max(1, round(count * self.objective.rate)), count)
+        starts = functools.partial(self.vocabulary.word_starts, tokens)
+        chosen = self.objective.masking.chosen(starts, maskable, budget, rng)
+        mask, size = self.vocabulary.special[MASK], self.vocabulary.size
+        return self.objective.replacing.replaced(tokens, chosen, mask, size, rng), chosen.places
+
+
+def _eights(count: float) -> int:
+    return EIGHT * max(1, -int(-count // EIGHT))

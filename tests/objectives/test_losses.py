@@ -1,0 +1,154 @@
+"""Losses against float64 references on whole logits; no document's loss moves when another one changes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmx.data.layout import Piece
+from lmx.models.config import ModelConfig
+from lmx.models.families.bert import Bert
+from lmx.models.families.gpt2 import Gpt2
+from lmx.models.families.llama import Llama
+from lmx.models.families.t5 import T5
+from lmx.models.model import Inputs, apply, encode, init_params, logits
+from lmx.objectives.denoising import PrefixLm, SpanCorruption
+from lmx.objectives.fill_in_the_middle import FillInTheMiddle
+from lmx.objectives.masked_lm import MaskedLm, Nsp
+from lmx.objectives.next_token import NextToken
+from lmx.objectives.objective import Objective
+from lmx.objectives.random_rows import random_layout, random_rows
+from lmx.objectives.seq_to_seq import SeqToSeq
+
+VOCAB, LENGTH = 150, 48
+BERT = Bert(vocab=VOCAB, context=LENGTH, layers=1, width=16, heads=2, hidden=32, task="pretraining")
+SIZES: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 1, "heads": 2, "head_dim": 8, "hidden": 32}
+ENCODER_DECODER = T5(vocab=VOCAB, context=LENGTH, width=16, **SIZES)
+GPT2 = Gpt2(vocab=VOCAB, context=LENGTH, layers=1, width=16, heads=2)
+LLAMA = Llama(vocab=VOCAB, context=LENGTH, layers=2, width=16, heads=2, kv_heads=1, head_dim=8, hidden=32)
+CASES = [
+    (MaskedLm(), BERT),
+    (SpanCorruption(sentinels=20), ENCODER_DECODER),
+    (SpanCorruption(sentinels=20), LLAMA),
+    (PrefixLm(), ENCODER_DECODER),
+    (PrefixLm(), GPT2),
+    (SeqToSeq(), ENCODER_DECODER),
+    (SeqToSeq(), LLAMA),
+    (FillInTheMiddle(), LLAMA),
+    (NextToken(), GPT2),
+]
+IDS = [f"{type(o).__name__}-{m.family}" for o, m in CASES]
+
+
+def arrays(rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    return {key: jnp.asarray(value) for key, value in rows.items()}
+
+
+def reference(
+    objective: Objective, model: ModelConfig, params: Any, rows: dict[str, np.ndarray]
+) -> dict[tuple[int, int], float]:
+    """The summed negative log-likelihood by row and segment, in float64, each document read on its own."""
+    spec, sums = model.spec(), dict[tuple[int, int], float]()
+    marked = rows.get("target_segments", rows["segment_ids"])
+    for i, j in zip(*np.nonzero(marked), strict=True):
+        segment = int(marked[i, j])
+        if (i, segment) not in sums:
+            sums[i, segment] = alone(spec, params, {k: v[i] for k, v in rows.items()}, segment)
+    return sums
+
+
+def alone(spec: Any, params: Any, row: dict[str, np.ndarray], segment: int) -> float:
+    """One document without its neighbours."""
+    mine = row["segment_ids"] == segment
+    tokens = jnp.asarray(row["tokens"][mine])[None]
+    inputs = Inputs.whole(tokens)
+    answers = row["targets"][row.get("target_segments", row["segment_ids"]) == segment]
+    if "decoder_tokens" in row:
+        memory, _ = encode(spec, params, inputs)
+        read = Inputs.whole(jnp.asarray(row["decoder_tokens"][row["target_segments"] == segment])[None])
+        out = apply(spec, params, read, memory=memory)
+        at = np.arange(len(answers))
+    elif "slots" in row:
+        out = apply(spec, params, inputs)
+        at = row["slots"][row["target_segments"] == segment] - np.flatnonzero(mine)[0]
+    else:
+        prefix = jnp.asarray(row["prefix"][mine] > 0)[None] if "prefix" in row else None
+        out = apply(spec, params, Inputs(inputs.tokens, inputs.positions, inputs.segments, prefix=prefix))
+        at = np.flatnonzero(row.get("target_segments", row["segment_ids"])[mine])
+    scores = np.asarray(logits(spec, params, out.hidden), np.float64)[0, at, :VOCAB]
+    top = scores.max(-1)
+    nll = np.log(np.exp(scores - top[:, None]).sum(-1)) + top - scores[np.arange(len(at)), answers]
+    return float(nll.sum())
+
+
+@pytest.mark.parametrize(("objective", "model"), CASES, ids=IDS)
+def test_the_loss_is_that_of_each_document_read_alone(objective: Objective, model: ModelConfig) -> None:
+    spec = model.spec()
+    params = init_params(spec, jax.random.key(0))
+    rows = random_rows(objective, spec, 2, LENGTH, (3,))
+    sums = jax.jit(lambda p, b: objective.loss(spec, p, b))(params, arrays(rows))
+    expected = reference(objective, model, params, rows)
+    assert len(expected) > 2
+    assert float(sums.nll) == pytest.approx(sum(expected.values()), rel=1e-5)
+    assert float(sums.weight) == (rows.get("target_segments", rows["segment_ids"]) > 0).sum()
+
+
+@pytest.mark.parametrize(("objective", "model"), CASES, ids=IDS)
+def test_no_document_leaks_into_another(objective: Objective, model: ModelConfig) -> None:
+    """What is left of a row's loss without its second document's is the same whatever that document says."""
+    spec = model.spec()
+    params = init_params(spec, jax.random.key(1))
+    layout = random_layout(objective, spec, LENGTH)
+    rng = np.random.default_rng(0)
+    one, two, other = (rng.integers(60, VOCAB, 12, np.int32) for _ in range(3))
+
+    losses = []
+    for second in (two, other):
+        pieces = [Piece(text, i, target=text[:5]) for i, text in enumerate((one, second))]
+        row = layout.row(pieces, np.random.default_rng(3), lambda _: None)
+        assert (row.get("target_segments", row["segment_ids"]) == 2).any()
+        whole = objective.loss(spec, params, arrays({k: v[None] for k, v in row.items()}))
+        losses.append(float(whole.nll) - alone(spec, params, row, 2))
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
+
+
+def test_the_next_sentence_question_is_cross_entropy_over_the_pairs() -> None:
+    spec = BERT.spec()
+    objective, params = Nsp(), init_params(spec, jax.random.key(0))
+    rows = random_rows(objective, spec, 2, LENGTH, (1,))
+    sums = objective.loss(spec, params, arrays(rows))
+    inputs = Inputs(*(jnp.asarray(rows[k]) for k in ("tokens", "positions", "segment_ids", "types")))
+    hidden = np.asarray(apply(spec, params, inputs).hidden, np.float64)
+    head = jax.tree.map(lambda a: np.asarray(a, np.float64), params["tasks"]["nsp"])
+    nll, count = 0.0, 0
+    for i, j in zip(*np.nonzero(rows["answers"]), strict=True):
+        state = hidden[i, rows["pair_slots"][i, j]]
+        state = np.tanh(state @ head["transform"]["dense"]["kernel"] + head["transform"]["dense"]["bias"])
+        scores = state @ head["out"]["kernel"] + head["out"]["bias"]
+        nll += np.log(np.exp(scores).sum()) - scores[rows["answers"][i, j] - 1]
+        count += 1
+    assert count > 1
+    assert float(sums.aux["pairs"]["weight"]) == count
+    assert float(sums.aux["pairs"]["nll"]) == pytest.approx(nll, rel=1e-5)
+    assert float(sums.total - sums.nll) / float(sums.weight) == pytest.approx(nll / count, rel=1e-4)
+
+
+def test_a_prefix_is_read_in_both_directions_and_the_rest_is_not() -> None:
+    spec = LLAMA.spec()
+    params = init_params(spec, jax.random.key(0))
+    tokens = jnp.arange(10, dtype=jnp.int32)[None] + 20
+    whole = Inputs.whole(tokens)
+    prefix = jnp.arange(10)[None] < 4
+
+    def hidden(changed: int) -> np.ndarray:
+        other = tokens.at[0, changed].set(99)
+        inputs = Inputs(other, whole.positions, whole.segments, prefix=prefix)
+        return np.asarray(apply(spec, params, inputs).hidden[0])
+
+    inputs = Inputs(tokens, whole.positions, whole.segments, prefix=prefix)
+    base = np.asarray(apply(spec, params, inputs).hidden[0])
+    moved = [np.abs(hidden(i) - base).max(-1) > 1e-7 for i in (3, 6)]
+    assert moved[0].tolist() == [True] * 10
+    assert moved[1].tolist() == [False] * 6 + [True] * 4
