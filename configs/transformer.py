@@ -42,7 +42,7 @@ def translation() -> Experiment:
     return replace(
         base,
         data=replace(base.data, sources=(AlignedFiles(),)),
-        objective=replace(base.objective, target_length=256),
+        objective=SeqToSeq(target_length=256, label_smoothing=0.1),
     )
 
 

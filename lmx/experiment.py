@@ -14,6 +14,7 @@ from lmx.models.config import ModelConfig
 from lmx.models.families.gpt2 import Gpt2
 from lmx.models.schedules import PipelineConfig
 from lmx.models.specs import Remat
+from lmx.objectives import catalogue as catalogue  # so that a run's file may name any objective
 from lmx.objectives.next_token import NextToken
 from lmx.objectives.objective import Objective
 from lmx.objectives.vocabulary import Vocabulary

@@ -114,10 +114,11 @@ def _open(path: Path) -> Shown:
     if not path.exists() and str(path) in presets():
         return _of_config(str(path), presets()[str(path)], "float32")
     if not (path / "config.json").is_file():
+        nearby = ", ".join(nearest(str(path), presets()).split(", ")[:4])
         raise UserError(
             f"{path} is neither a recipe (file.py or file.py:function), nor a run directory (it has no "
             f"{run.experiment.name}), nor a Hugging Face directory (it has no config.json), nor one of the "
-            f"{len(presets())} published sizes (the nearest: {', '.join(nearest(str(path), presets()).split(', ')[:4])})"
+            f"{len(presets())} published sizes (the nearest: {nearby})"
         )
     config = read_json(path / "config.json")
     model, named = read_config(config), config.get("dtype") or config.get("torch_dtype")

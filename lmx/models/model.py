@@ -28,7 +28,8 @@ INPUTS = ["tokens", "positions", "segments", "types", "prefix"]
 @dataclass(frozen=True)
 class Inputs:
     """What a model reads, int32 [batch, length] each: tokens, their positions, segment ids (0 is padding), token
-    types (None: all 0), and bool [batch, length], which positions all of their segment sees in a decoder (None: none)."""
+    types (None: all 0), and bool [batch, length]: the positions that all of their segment sees in a decoder (None: none
+    that come later)."""
 
     tokens: jax.Array
     positions: jax.Array

@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from lmx.sharding.launchers import DETECTED, Cluster, Place, find_place, local_d
 
 LONG = 24 * 3600.0
 """Seconds that processes wait for each other's work; a dead one is noticed much earlier."""
+LINGER = 3.0
+"""Seconds that the first process stays when it fails: the others read from it what was wrong."""
 LOST = re.compile(r"Gloo|NCCL|[Cc]onnection|coordination|heartbeat|UNAVAILABLE|ABORTED|[Pp]eer")
 """What the runtime's errors say when another process is gone."""
 _rounds = itertools.count()
@@ -115,7 +118,7 @@ def share(text: str, seconds: float = LONG) -> tuple[str, ...]:
         client.key_value_set(f"{key}/all", json.dumps(texts))
         client.key_value_delete(f"lmx/{number - 1}/")  # all have read it: they have come to this round
     found = _get(client, f"{key}/all", limit, "another process")
-    return tuple(found) if is_first() or isinstance(found, list) else ()
+    return tuple(found)
 
 
 def _get(client: Any, key: str, limit: int, who: str) -> Any:
@@ -159,6 +162,8 @@ def together() -> Iterator[None]:
             raise
         print(f"lmx: {located(_sentence(error))}", file=sys.stderr, flush=True)
         sys.stdout.flush()
+        if is_first() and isinstance(error, LmxError):
+            time.sleep(LINGER)
         os._exit(error.exit_code if isinstance(error, LmxError) else EXIT_FAILURE)
 
 

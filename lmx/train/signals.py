@@ -12,6 +12,7 @@ from jax.experimental.multihost_utils import reached_preemption_sync_point
 
 from lmx.errors import Interrupted
 from lmx.sharding.processes import count
+from lmx.train.supervise import is_supervised
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
 
@@ -45,6 +46,8 @@ class StopSignal:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again, self.received = self.received is not None, signal.Signals(number).name
+        # Of a supervised process the scheduler and the parent both tell it; the parent sees to a second Ctrl-C.
+        again = self.received is not None and not is_supervised()
+        self.received = signal.Signals(number).name
         if again or not self.graceful:
             raise Interrupted(f"stopped by {self.received}; run the same command again to go on")

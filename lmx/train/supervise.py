@@ -25,6 +25,8 @@ BEATS = 4
 """Signs of life in a heartbeat's time."""
 GRACE = 5.0
 """Seconds that the other processes have to say what they know when one has failed."""
+AGAIN = 1.0
+"""A signal so much later than the first is a second one, which ends everything at once."""
 FINAL = frozenset([EXIT_DONE, EXIT_USER_ERROR, EXIT_INTERRUPTED, 130])
 """Exit codes that starting again would not change, or should not."""
 
@@ -109,7 +111,7 @@ class Supervisor:
     def __init__(self, limits: Limits, say: Callable[[str], None]):
         self._limits, self._say = limits, say
         self._children: list[Child] = []
-        self._asked = False
+        self._asked: float | None = None
 
     def run(self, commands: Callable[[], Sequence[Command]]) -> int:
         """Runs the commands, made anew for each attempt, to their end.
@@ -126,7 +128,7 @@ class Supervisor:
                 if cause is None:
                     return EXIT_DONE
                 status, joined = self._status(cause), any(c.joined for c in self._children)
-                if (status in FINAL and cause.code == status) or self._asked:
+                if (status in FINAL and cause.code == status) or self._asked is not None:
                     return status
                 if deadline is None or joined:
                     left, deadline = left - 1, time.monotonic() + self._limits.start_seconds
@@ -174,10 +176,11 @@ class Supervisor:
         return EXIT_INTERRUPTED if any(c.has_checkpoint() for c in self._children) else EXIT_FAILURE
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        again = self._asked is not None and time.monotonic() - self._asked > AGAIN
+        self._asked = self._asked or time.monotonic()
         for child in self._children:
             if child.process.poll() is None:
-                child.process.send_signal(number)
+                child.process.send_signal(signal.SIGKILL if again else number)
 
 
 def start(command: Command) -> Child:

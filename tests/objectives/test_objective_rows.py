@@ -167,3 +167,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(
 ) -> None:
     with pytest.raises(UserError, match=message):
         experiment(objective, model, DataConfig()).check()
+
+
+def test_a_runs_file_may_name_any_objective(tmp_path: Path) -> None:
+    from lmx import config
+    from lmx.objectives.catalogue import OBJECTIVES
+
+    for objective in OBJECTIVES:
+        config.save(Experiment(objective=objective()), tmp_path / "experiment.json")
+        assert config.load(Experiment, tmp_path / "experiment.json").objective == objective()

@@ -143,6 +143,14 @@ PRESETS = {
     ),
     "gemma3_4b": Gemma3Text(),
     "gemma3_12b": Gemma3Text(layers=48, width=3840, heads=16, kv_heads=8, hidden=15_360),
-    "gemma3_27b": Gemma3Text(layers=62, width=5376, heads=32, kv_heads=16, head_dim=128, hidden=21_504, query_scalar=168),
+    "gemma3_27b": Gemma3Text(
+        layers=62,
+        width=5376,
+        heads=32,
+        kv_heads=16,
+        head_dim=128,
+        hidden=21_504,
+        query_scalar=168,
+    ),
 }
 """Those of the Hub."""

@@ -48,7 +48,8 @@ def test_numbers_below_their_least_are_refused(wrong: PipelineConfig) -> None:
 
 def test_1f1b_turns_around_after_its_last_layer() -> None:
     """Layers of another kind behind the longest segment: any other schedule runs them outside."""
-    sizes: dict[str, Any] = {"vocab": 64, "context": 8, "width": 8, "heads": 2, "kv_heads": 1, "head_dim": 4, "hidden": 8}
+    sizes: dict[str, Any] = {"vocab": 64, "context": 8, "width": 8, "heads": 2, "kv_heads": 1}
+    sizes |= {"head_dim": 4, "hidden": 8}
     spec = Gemma3Text(layers=14, **sizes).spec()
     assert len(spec.stack.segments) == 2
     assert check_pipeline(PipelineConfig(), sharding(stage=2), spec, 8) == Plan("gpipe", 2, 1, 8)

@@ -1,0 +1,13 @@
+"""Every objective: whoever imports this can read a configuration that names any of them."""
+
+from lmx.objectives.denoising import Denoisers, PrefixLm, SpanCorruption
+from lmx.objectives.fill_in_the_middle import FillInTheMiddle
+from lmx.objectives.masked_lm import MaskedLm, Nsp
+from lmx.objectives.next_token import NextToken
+from lmx.objectives.objective import Objective
+from lmx.objectives.seq_to_seq import SeqToSeq
+
+OBJECTIVES: tuple[type[Objective], ...] = (
+    *(NextToken, FillInTheMiddle, MaskedLm, Nsp),
+    *(SpanCorruption, Denoisers, PrefixLm, SeqToSeq),
+)
