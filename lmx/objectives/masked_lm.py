@@ -13,11 +13,12 @@ from lmx.data.layout import Layout, Other, Piece, Row
 from lmx.errors import UserError
 from lmx.kernels.cross_entropy import LossSums, vocabulary_loss
 from lmx.models.config import ModelConfig
-from lmx.models.model import Inputs, apply, readout, task
+from lmx.models.lockstep import score_layers
+from lmx.models.model import Inputs, readout, task
 from lmx.models.specs import ModelSpec, Remat
 from lmx.nn.module import Params
 from lmx.objectives.masking import Masking, Replacing
-from lmx.objectives.objective import Batch, Objective, sees_ahead, with_aux
+from lmx.objectives.objective import Batch, Objective, sees_ahead
 from lmx.objectives.sentences import NextSentence, Sentences
 from lmx.objectives.vocabulary import Vocabulary
 
@@ -78,10 +79,15 @@ class MaskedLm(Objective):
         """The sums over masked tokens: nothing else meets the vocabulary. ``aux`` tells what became of the pairs."""
         model_key, task_key = (None, None) if key is None else jax.random.split(key)
         inputs = Inputs(batch["tokens"], batch["positions"], batch["segment_ids"], batch.get("types"))
-        out = apply(spec, params, inputs, key=model_key, remat=remat)
-        masked = jnp.take_along_axis(out.hidden, batch["slots"][..., None], axis=1)
-        sums = with_aux(vocabulary_loss(readout(spec, params, masked), *self.scored(batch)), out.aux)
-        return self._with_pairs(spec, params, batch, out.hidden, sums, task_key) if self.sentences.asks else sums
+        score = functools.partial(self._score, spec, task_key)
+        return score_layers(spec, params, inputs, batch, score, key=model_key, remat=remat)
+
+    def _score(
+        self, spec: ModelSpec, key: jax.Array | None, params: Params, hidden: jax.Array, batch: Batch
+    ) -> LossSums:
+        masked = jnp.take_along_axis(hidden, batch["slots"][..., None], axis=1)
+        sums = vocabulary_loss(readout(spec, params, masked), *self.scored(batch))
+        return self._with_pairs(spec, params, batch, hidden, sums, key) if self.sentences.asks else sums
 
     def _with_pairs(
         self, spec: ModelSpec, params: Params, batch: Batch, hidden: jax.Array, sums: LossSums, key: jax.Array | None

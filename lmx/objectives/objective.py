@@ -1,7 +1,7 @@
 """What every objective is: a small configuration that knows its rows and its loss."""
 
 import abc
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,7 +11,6 @@ from lmx.data.layout import Layout
 from lmx.errors import UserError
 from lmx.kernels.cross_entropy import LossSums
 from lmx.models.config import ModelConfig
-from lmx.models.model import aux_sum
 from lmx.models.specs import ModelSpec, Remat
 from lmx.nn.module import Params
 from lmx.objectives.vocabulary import Vocabulary
@@ -59,14 +58,6 @@ class Objective(abc.ABC):
         """
         segments = batch.get("target_segments", batch["segment_ids"])
         return batch["targets"], (segments > 0).astype(jnp.float32)
-
-
-def with_aux(sums: LossSums, aux: Params) -> LossSums:
-    """The sums with the sublayers' own losses (routers') in what is minimised, each target carrying them once."""
-    if not aux:
-        return sums
-    told = jax.tree.map(lambda a: jax.lax.stop_gradient(a) * sums.weight, aux)
-    return replace(sums, total=sums.total + aux_sum(aux, "loss") * sums.weight, aux=told)
 
 
 def sees_ahead(spec: ModelSpec) -> bool:

@@ -6,8 +6,9 @@ encoder and nothing else.
 """
 
 import abc
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -16,10 +17,11 @@ from lmx.data.layout import Layout, Other, PairRoom, Piece, Row, empty_row
 from lmx.errors import UserError
 from lmx.kernels.cross_entropy import LossSums, vocabulary_loss
 from lmx.models.config import ModelConfig
-from lmx.models.model import Inputs, apply, encode, readout
+from lmx.models.lockstep import score_layers, with_told
+from lmx.models.model import Inputs, encode, readout
 from lmx.models.specs import ModelSpec, Remat
 from lmx.nn.module import Params
-from lmx.objectives.objective import Batch, Objective, check_decoder, with_aux
+from lmx.objectives.objective import Batch, Objective, check_decoder
 from lmx.objectives.vocabulary import Vocabulary
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -91,28 +93,22 @@ class SourceTarget(Objective):
         """The sums over the targets' tokens, their ends included."""
         one, two = (None, None) if key is None else jax.random.split(key)
         source = Inputs(batch["tokens"], batch["positions"], batch["segment_ids"])
+        score = functools.partial(self._score, spec)
         if spec.encoder is None:
-            prefix = batch["prefix"] > 0
-            out = apply(
-                spec,
-                params,
-                Inputs(source.tokens, source.positions, source.segments, prefix=prefix),
-                key=one,
-                remat=remat,
-            )
-            aux = out.aux
-        else:
-            memory, told = encode(spec, params, source, key=one, remat=remat)
-            target = Inputs(batch["decoder_tokens"], batch["decoder_positions"], batch["target_segments"])
-            out = apply(spec, params, target, memory=memory, key=two, remat=remat)
-            aux = {**told, **out.aux}
-        sums = vocabulary_loss(
-            readout(spec, params, out.hidden),
+            both = replace(source, prefix=batch["prefix"] > 0)
+            return score_layers(spec, params, both, batch, score, key=one, remat=remat)
+        memory, told = encode(spec, params, source, key=one, remat=remat)
+        target = Inputs(batch["decoder_tokens"], batch["decoder_positions"], batch["target_segments"])
+        sums = score_layers(spec, params, target, batch, score, memory=memory, key=two, remat=remat)
+        return with_told(sums, told)
+
+    def _score(self, spec: ModelSpec, params: Params, hidden: jax.Array, batch: Batch) -> LossSums:
+        return vocabulary_loss(
+            readout(spec, params, hidden),
             *self.scored(batch),
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,
         )
-        return with_aux(sums, aux)
 
 
 @dataclass(frozen=True)
