@@ -136,7 +136,8 @@ def test_the_run_directory_holds_what_the_summary_says(finished: Any, tiny: Expe
     samples = [json.loads(line) for line in run.samples.read_text().splitlines()]
     assert [(s["step"], s["prompt"]) for s in samples] == [(6, "the"), (6, "a"), (12, "the"), (12, "a")]
     assert any((run.path / "tensorboard").iterdir())
-    assert json.loads(run.fingerprint.read_text())["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
+    mesh = json.loads(run.fingerprint.read_text())["mesh"]
+    assert {name: size for name, size in mesh.items() if size > 1} == {"data": 8}
 
 
 def test_log_every_thins_the_lines_out(tiny: Experiment, fresh: RunDir) -> None:
