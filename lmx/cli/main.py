@@ -45,10 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    # A warning of lmx is one sentence for the user, without the place in the code that gave it.
-    warnings.showwarning = lambda message, *_: print(f"lmx {name}: warning: {message}", file=sys.stderr)
     try:
-        importlib.import_module(f"lmx.cli.{name}").main(arguments)
+        with warnings.catch_warnings():
+            # A warning is one sentence for the user, without the place in the code that gave it.
+            warnings.showwarning = lambda message, *_: print(f"lmx {name}: warning: {message}", file=sys.stderr)
+            importlib.import_module(f"lmx.cli.{name}").main(arguments)
     except LmxError as error:
         print(f"lmx {name}: {error}", file=sys.stderr)
         return error.exit_code

@@ -51,7 +51,9 @@ def mixture_of_experts() -> Experiment:
     return replace(base, model=model, objective=Experiment().objective, data=DataConfig(sources=(LocalFiles(),)))
 
 
-@pytest.mark.parametrize("recipe", [*SMALL, "mixture of experts"])
+@pytest.mark.parametrize(
+    "recipe", ["bert.py", "transformer.py", "mixture of experts", pytest.param("t5.py", marks=pytest.mark.slow)]
+)
 def test_a_mesh_gives_the_same_numbers(recipe: str) -> None:
     experiment = small(recipe) if recipe in SMALL else mixture_of_experts()
     check_mesh(experiment, [MeshConfig(data=2, sequence=2, tensor=2)], steps=1).verify()

@@ -140,8 +140,15 @@ def pipelined(base: Experiment, schedule: Any, microbatches: int = 4, **more: An
 SCHEDULES = ["gpipe", "circular", "1f1b"]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", MODELS)
+FAST = [("llama", "gpipe"), ("llama", "circular"), ("llama", "1f1b"), ("mixtral", "1f1b"), ("t5", "gpipe")]
+PAIRS = [
+    pytest.param(name, schedule, marks=() if (name, schedule) in FAST else pytest.mark.slow)
+    for name in MODELS
+    for schedule in SCHEDULES
+]
+
+
+@pytest.mark.parametrize(("name", "schedule"), PAIRS)
 def test_stages_give_the_numbers_of_one_device(name: str, schedule: str) -> None:
     """A router's balance is a product of means, and goes by microbatch, as with gradient accumulation."""
     base = experiment(name)
@@ -150,11 +157,11 @@ def test_stages_give_the_numbers_of_one_device(name: str, schedule: str) -> None
 
 
 MESHES = [
-    (MeshConfig(data=1, fsdp=2, stage=4), "gpipe", 4),
+    pytest.param(MeshConfig(data=1, fsdp=2, stage=4), "gpipe", 4, marks=pytest.mark.slow),
     (MeshConfig(data=1, stage=4, tensor=2), "1f1b", 8),
-    (MeshConfig(data=1, stage=2, sequence=2, tensor=2), "circular", 4),
+    pytest.param(MeshConfig(data=1, stage=2, sequence=2, tensor=2), "circular", 4, marks=pytest.mark.slow),
     (MeshConfig(data=2, stage=2, sequence=2), "1f1b", 2),
-    (MeshConfig(slice=2, data=1, stage=2), "gpipe", 1),
+    pytest.param(MeshConfig(slice=2, data=1, stage=2), "gpipe", 1, marks=pytest.mark.slow),
 ]
 
 

@@ -88,11 +88,17 @@ GPT2 = Gpt2(**{k: v for k, v in SIZES.items() if k != "hidden"}, dropout=0.1)
 EIGHT = MeshConfig(data=2, sequence=2, tensor=2)
 
 
-def test_llama_on_every_mesh_of_a_ring() -> None:
-    meshes = [MeshConfig(data=1, sequence=2), MeshConfig(data=1, sequence=4), MeshConfig(data=1, sequence=8)]
-    assert_same(experiment(LLAMA), *meshes, EIGHT, MeshConfig(data=1, fsdp=4, sequence=2))
+def test_llama_by_a_ring() -> None:
+    assert_same(experiment(LLAMA), MeshConfig(data=1, sequence=4), EIGHT)
 
 
+@pytest.mark.slow
+def test_llama_on_other_meshes_of_a_ring() -> None:
+    meshes = [MeshConfig(data=1, sequence=2), MeshConfig(data=1, sequence=8), MeshConfig(data=1, fsdp=4, sequence=2)]
+    assert_same(experiment(LLAMA), *meshes)
+
+
+@pytest.mark.slow
 def test_rematerialised() -> None:
     base = experiment(LLAMA)
     assert_same(replace(base, train=replace(base.train, remat="dots")), MeshConfig(data=1, sequence=2))
@@ -104,14 +110,23 @@ def test_llama_by_the_other_kinds(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "kind"), [(GEMMA, "ring"), (GPT_OSS, "ring"), (LATENT, "all_gather"), (GPT2, "all_to_all")], ids=repr
+    ("model", "kind"),
+    [
+        (GEMMA, "ring"),
+        (LATENT, "all_gather"),
+        pytest.param(GPT_OSS, "ring", marks=pytest.mark.slow),
+        pytest.param(GPT2, "all_to_all", marks=pytest.mark.slow),
+    ],
+    ids=lambda value: type(value).__name__,
 )
 def test_other_families(model: Any, kind: str) -> None:
     """Windows and soft caps; sinks and experts; values of another width; attention without positions, and dropout."""
     assert_same(experiment(model, kind), MeshConfig(data=1, sequence=2))
 
 
-@pytest.mark.parametrize("kind", ["ring", "all_gather", "all_to_all"])
+@pytest.mark.parametrize(
+    "kind", ["ring", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("all_gather", "all_to_all"))]
+)
 def test_an_encoder_decoder_with_relative_positions(kind: str) -> None:
     assert_same(experiment(SMALL_T5, kind, objective=Repeating()), MeshConfig(data=1, sequence=2))
 
