@@ -68,8 +68,6 @@ def main(argv: Sequence[str]) -> None:
     prompts = options.prompt or (model.chat_text(_messages(options)),)
     shown_prompts = options.prompt or ("",)
     shows = len(prompts) == 1 and options.json != "-"
-    if shows:
-        print(shown_prompts[0], end="", flush=True)
     rows: list[Row] = []
     for latest, news in model.chunks(
         prompts,
@@ -79,9 +77,9 @@ def main(argv: Sequence[str]) -> None:
         sampling=sampling,
         stop=options.stop,
     ):
+        if shows:  # the prompt only once it has proved to be one
+            print(news[0] if rows else shown_prompts[0] + news[0], end="", flush=True)
         rows = latest
-        if shows:
-            print(news[0], end="", flush=True)
     sys.stdout.flush()
     pairs = list(zip(prompts, completed(rows), strict=True))
     people = "" if shows else "\n---\n".join(prompt + c.text for prompt, c in pairs)

@@ -166,7 +166,7 @@ def test_numbers_that_are_none_are_warned_of(llama, bad, dtype):
 def renamed(config, **changes):
     """The same model with another map."""
     kind = type(config)
-    return type(kind.__name__, (kind,), {"names": replace(kind.names, **changes)})(**vars(config))
+    return type("Renamed", (kind,), {"names": replace(kind.names, **changes)})(**vars(config))
 
 
 def test_a_base_model_and_older_names(gpt2):

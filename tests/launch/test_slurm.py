@@ -127,6 +127,7 @@ def test_a_batch_script_without_srun_is_told_so(slurm: dict[str, str], tmp_path:
     assert "SLURM_STEP_NODELIST is missing; start the command with srun" in log
 
 
+@pytest.mark.slow
 def test_the_batch_script_runs_a_job(slurm: dict[str, str], tmp_path: Path) -> None:
     set_up(tmp_path)
     options = ["--wait", "--nodes", "1", "--ntasks-per-node", "2", "--output", "log"]

@@ -60,7 +60,7 @@ def deepseek_v3() -> ModelSpec:
         (Gpt2(), 124_439_808),
         (LLAMA["llama_3_8b"], 8_030_261_248),
         (LLAMA["llama_3_70b"], 70_553_706_496),
-        (GEMMA2["2B"], 2_614_341_888),
+        (GEMMA2["gemma2_2b"], 2_614_341_888),
         (T5["t5_v1_1_small"], 76_961_152),
         (T5["t5_small"], 60_506_624),
         (T5["t5_v1_1_xxl"], 11_135_332_352),
@@ -80,7 +80,7 @@ def test_parameter_counts_are_the_published_ones(config: ModelConfig, expected: 
         (Mixtral().spec(), 46.7, 12.9),
         (Qwen3Moe().spec(), 30.5, 3.3),
         (deepseek_v3(), 671.0, 37.6),
-        (PALM["540B"].spec(), 540.4, 540.4),
+        (PALM["palm_540b"].spec(), 540.4, 540.4),
     ],
 )
 def test_a_token_goes_through_the_chosen_experts_only(spec: ModelSpec, whole: float, active: float) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,8 @@ TINY = Llama(vocab=300, context=64, layers=3, width=16, heads=4, kv_heads=2, hea
 SPLIT = MeshConfig(data=1, fsdp=4, tensor=2)
 
 
-def abstract(**sizes: int) -> Sharding:
+def abstract(**split: int) -> Sharding:
+    sizes = {**asdict(MeshConfig(data=1)), **split}
     kinds = (AxisType.Auto,) * len(sizes)
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
     return Sharding(mesh, Rules())  # type: ignore[arg-type]
@@ -79,7 +80,7 @@ def test_a_mesh_that_does_not_divide_is_named() -> None:
     "spec",
     [
         TINY.spec(),
-        replace(PALM["8B"], layers=2).spec(),
+        replace(PALM["palm_8b"], layers=2).spec(),
         T5(width=16, heads=2, head_dim=8, hidden=32, vocab=128).spec(),
         replace(TINY.spec(), stack=StackSpec.of([BlockSpec((LatentAttention(kv_lora=24, rope_dim=8),))] * 2)),
     ],
@@ -91,7 +92,7 @@ def test_kept_bytes_are_what_the_cache_grows_by(spec: ModelSpec) -> None:
 
 
 def test_windows_bound_what_is_kept() -> None:
-    summary = summarize(GEMMA2["2B"].spec(), 8192)
+    summary = summarize(GEMMA2["gemma2_2b"].spec(), 8192)
     each = 13 * 2 * 4 * 256 * 2
     assert sorted((k.layers, k.bytes, k.most or 0) for k in summary.kept) == [(13, each, 0), (13, each, 4096)]
     assert summary.cache_row() == each * (8192 + 4096)
@@ -102,7 +103,7 @@ def test_an_encoder_keeps_nothing() -> None:
 
 
 def test_layers_of_a_pattern_are_told_apart() -> None:
-    summary = summarize(GEMMA2["2B"].spec(), 64)
+    summary = summarize(GEMMA2["gemma2_2b"].spec(), 64)
     layers = {p.weight.path[1:3]: p.weight.layers for p in summary.parameters if p.weight.layers is not None}
     assert sorted(layer for found in set(layers.values()) for layer in found) == list(range(26))
     assert layers["segment_0", "block_1"] == range(1, 26, 2)

@@ -131,12 +131,14 @@ def test_different_configurations_are_told_apart(root: Path) -> None:
         assert f"train.seed is 5 on process 1 ({socket.gethostname()}), but 0 on process 0" in output
 
 
+@pytest.mark.slow
 def test_storage_that_is_not_shared_is_told(root: Path, tmp_path: Path) -> None:
     for code, output in both([root, tmp_path], (*CHECK, "--directory", "here"), (*CHECK, "--directory", "here")):
         assert code == 2, output
         assert "here is not shared: process 1" in output
 
 
+@pytest.mark.slow
 def test_check_cluster_reports_every_process(root: Path) -> None:
     (code, output), (other, silent) = both([root, root], (*CHECK, "--json", "cluster.json"), CHECK)
     assert (code, other) == (0, 0), output + silent
@@ -147,6 +149,7 @@ def test_check_cluster_reports_every_process(root: Path) -> None:
     assert "all-reduce" not in silent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("index", "words"), [(1, "did not answer within 4 s"), (0, "not all of the 2 processes came")])
 def test_an_absent_process_ends_the_other_in_time(root: Path, index: int, words: str) -> None:
     place = ["--coordinator", "127.0.0.1:9", "--processes", "2", "--process", str(index), "--start-seconds", "4"]
