@@ -165,7 +165,7 @@ def check_mesh(
 def all_meshes(devices: int) -> tuple[MeshConfig, ...]:
     """Every mesh over data, fsdp, expert, sequence and tensor that takes all ``devices``.
 
-    Slices are left out, being data along another wire, and stages, which need layers and batches that divide: name them.
+    Slices are left out, being data along another wire, and stages, which need layers and batches that divide.
     """
     divisors = [d for d in range(1, devices + 1) if devices % d == 0]
     found = (s for s in itertools.product(divisors, repeat=len(AXES)) if math.prod(s) == devices)
