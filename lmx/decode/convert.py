@@ -17,7 +17,7 @@ from lmx.data.chat import TEMPLATE
 from lmx.data.tokenizer import FILES, SETTINGS
 from lmx.data.tokenizer_files import SPECIALS_MAP
 from lmx.decode.defaults import FILE as GENERATION
-from lmx.decode.forward import POOLED, looks_ahead
+from lmx.decode.forward import POOLED, is_encoder
 from lmx.decode.loaded import Model
 from lmx.decode.sources import CHECKPOINTS, MODEL, PARAMS, Source, describe, open_source
 from lmx.errors import LmxError, UserError
@@ -165,7 +165,7 @@ def _write_texts(source: Source, folder: Path) -> None:
         if not (folder / FILES[0]).is_file():
             warnings.warn(f"the run's tokenizer is not a {FILES[0]}; lmx reads it, transformers may not", stacklevel=2)
     spec = source.config.spec()
-    if spec.head is not None and not looks_ahead(spec):
+    if spec.head is not None and not is_encoder(spec):
         drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
         write_json(folder / GENERATION, {**_token_ids(source), **drawn})
 

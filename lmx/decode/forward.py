@@ -51,12 +51,9 @@ def embedding(spec: ModelSpec, sharding: Sharding | None, params: Params, inputs
         return pooled(hidden.astype(jnp.float32), inputs.segments, "mean")
 
 
-def looks_ahead(spec: ModelSpec) -> bool:
+def is_encoder(spec: ModelSpec) -> bool:
     """Whether a model of one stack is an encoder: a position sees what comes after it."""
-    if spec.encoder is not None:
-        return False
-    masks = [s.mask for block in spec.stack.blocks() for s in block.sublayers if hasattr(s, "mask")]
-    return any(bool(mask.allowed(jnp.int32(0), jnp.int32(1))) for mask in masks)
+    return spec.encoder is None and spec.stack.looks_ahead
 
 
 def _hidden(spec: ModelSpec, params: Params, inputs: Inputs, decoder: Inputs | None) -> tuple[jax.Array, Memory | None]:

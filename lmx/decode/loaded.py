@@ -72,7 +72,7 @@ class Model:
         Raises:
           UserError: an encoder, a model that predicts no tokens, or one without a tokenizer.
         """
-        if forward.looks_ahead(self.spec):
+        if forward.is_encoder(self.spec):
             raise UserError(
                 f"this {self.config.family} is an encoder and does not generate; call embed, scores or logits"
             )

@@ -13,7 +13,7 @@ from lmx.data.config import DataConfig
 from lmx.data.loader import Loader
 from lmx.data.prepare import prepare
 from lmx.data.rows import held_out_rows
-from lmx.decode.forward import looks_ahead
+from lmx.decode.forward import is_encoder
 from lmx.decode.loaded import Model
 from lmx.errors import UserError
 from lmx.experiment import Compute, Experiment, TrainConfig
@@ -139,7 +139,7 @@ def evaluate(model: Model, data: DataConfig, *, length: int = 0, batch: int = 8,
 
 def _check_predicts(model: Model) -> None:
     name = model.config.family
-    if looks_ahead(model.spec):
+    if is_encoder(model.spec):
         raise UserError(f"this {name} is an encoder, which has no perplexity; use its embed, scores or logits")
     if model.spec.encoder is not None or model.spec.head is None:
         raise UserError(f"this {name} ({model.config.task}) does not predict the next token of a text")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,11 @@ class Mask(abc.ABC):
         positions are.
         """
         return 0, length
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a position sees what comes after it."""
+        return bool(self.allowed(np.int32(0), np.int32(1)))  # type: ignore[arg-type]
 
     @abc.abstractmethod
     def allowed(self, query: jax.Array, key: jax.Array) -> jax.Array:

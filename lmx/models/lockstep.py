@@ -66,7 +66,7 @@ def lockstep_loss(
     plan = plan_here(inputs.tokens.shape[0])
     check_stack(plan, spec.stack)
     x, context = embedded(spec, params, None, spec.width, inputs, key)
-    context = replace(context, memory=memory, types=inputs.types, shared=params["stack"].get("shared", {}))
+    context = replace(context, memory=memory, shared=params["stack"].get("shared", {}))
     *first, last = spec.stack.segments
     name = f"segment_{len(first)}"
     told: Params = {}
@@ -126,7 +126,8 @@ def _differentiable(step: Step) -> Any:
     def backward(gradients: Any, cotangents: LossSums) -> Any:
         d_weights, d_x, d_memory = jax.tree.map(lambda d: (d * cotangents.total).astype(d.dtype), gradients)
         memory = None if d_memory is None else Memory(d_memory, None, None)  # type: ignore[arg-type]
-        return d_weights, Rows(d_x, None, None, None, memory, None), None  # type: ignore[arg-type]
+        none = Rows(None, None, None, None, None, None, None)  # type: ignore[arg-type]
+        return d_weights, replace(none, x=d_x, memory=memory), None
 
     loss.defvjp(forward, backward)
     return loss

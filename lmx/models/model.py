@@ -168,7 +168,7 @@ def apply(
       remat: what is kept for the backward pass.
     """
     x, context = embedded(spec, params, None, spec.width, inputs, key)
-    context = replace(context, memory=memory, types=inputs.types, prefix=inputs.prefix)
+    context = replace(context, memory=memory)
     if cache is None:
         x, aux = run_layers(spec.stack, params["stack"], x, context, remat)
         return Output(normed(spec, params, spec.width, x), None, {"stack": aux} if aux else {})
@@ -186,8 +186,8 @@ def embedded(
     """The embedded inputs [batch, length, embed], and the context of the stack's sublayers."""
     embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
     embed = spec.embedding.part(width).bind(params.get("embedding", {}))
-    x = embed(inputs.tokens, Context(inputs.positions, inputs.segments, embed_key, types=inputs.types), table)
-    return constrain(x, RESIDUAL), Context(inputs.positions, inputs.segments, stack_key)
+    context = Context(inputs.positions, inputs.segments, embed_key, types=inputs.types, prefix=inputs.prefix)
+    return constrain(embed(inputs.tokens, context, table), RESIDUAL), replace(context, key=stack_key)
 
 
 def normed(spec: ModelSpec | EncoderSpec, params: Params, width: int, x: jax.Array) -> jax.Array:

@@ -40,7 +40,7 @@ def run_layers(
     return run_stack(spec, params, x, context, remat, longest=functools.partial(_pipelined, plan))
 
 
-ROWS = ["x", "positions", "segments", "types", "memory", "batch"]
+ROWS = ["x", "positions", "segments", "types", "prefix", "memory", "batch"]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=ROWS, meta_fields=[])
@@ -52,17 +52,20 @@ class Rows:
     positions: jax.Array
     segments: jax.Array
     types: jax.Array | None
+    prefix: jax.Array | None
     memory: Memory | None
     batch: dict[str, jax.Array] = field(default_factory=dict)
 
     @classmethod
     def of(cls, x: jax.Array, context: Context, batch: dict[str, jax.Array] | None = None) -> "Rows":
         """The rows of a stack's input."""
-        return cls(x, context.positions, context.segments, context.types, context.memory, batch or {})
+        here = context
+        return cls(x, here.positions, here.segments, here.types, here.prefix, here.memory, batch or {})
 
     def context(self, shared: Params, key: jax.Array | None) -> Context:
         """The context of one microbatch's layers."""
-        return Context(self.positions, self.segments, key, memory=self.memory, shared=shared, types=self.types)
+        context = Context(self.positions, self.segments, key, memory=self.memory, shared=shared)
+        return replace(context, types=self.types, prefix=self.prefix)
 
 
 @dataclass(frozen=True)

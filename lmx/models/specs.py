@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from lmx.kernels.masks import Mask
 from lmx.nn.embedding import Embedding
 from lmx.nn.head import Head, TaskHead
 from lmx.nn.norm import Norm
@@ -71,6 +72,16 @@ class StackSpec:
     def blocks(self) -> tuple[BlockSpec, ...]:
         """Every block, in the order of the layers."""
         return tuple(block for s in self.segments for _ in range(s.repeats) for block in s.pattern)
+
+    def masks(self) -> frozenset[Mask]:
+        """Those of its self-attention."""
+        parts = (part for s in self.segments for b in s.pattern for sub in b.sublayers for part in sub.parts.values())
+        return frozenset(part.scores.mask for part in parts if part.scores and not part.scores.memory)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether some position sees what comes after it, as an encoder's do."""
+        return any(mask.looks_ahead for mask in self.masks())
 
 
 def _repeats(blocks: list[BlockSpec], period: int) -> int:

@@ -163,18 +163,13 @@ def kept(spec: ModelSpec, dtype: Any) -> tuple[Kept, ...]:
         for _, part in attending(block) if path[0] == "stack" else ():
             assert part.scores is not None
             memory, mask = part.scores.memory, part.scores.mask
-            if memory or not _looks_ahead(mask):
+            if memory or not mask.looks_ahead:
                 bytes_ = _position_elements(part, memory) * jnp.dtype(dtype).itemsize * len(layers)
                 most = None if memory else _bound(mask, spec.context)
                 total = found.setdefault((memory, most), [0, 0])
                 total[0] += len(layers)
                 total[1] += bytes_
     return tuple(Kept(layers, bytes_, most, memory) for (memory, most), (layers, bytes_) in found.items())
-
-
-def _looks_ahead(mask: Mask) -> bool:
-    first, second = (jnp.asarray(position) for position in (0, 1))
-    return bool(mask.allowed(first, second))
 
 
 def _bound(mask: Mask, context: int) -> int | None:

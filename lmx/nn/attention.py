@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 from flax import nnx
 
+from lmx.errors import UserError
 from lmx.kernels.attention import attention
 from lmx.kernels.masks import Causal, Mask, Prefix, in_prefix
 from lmx.kernels.relative import RelativeBuckets
@@ -24,32 +25,50 @@ VALUES = ("act_batch", "act_kv_heads", "act_length", None)
 
 
 @dataclass(frozen=True)
-class SelfAttention(Sublayer):
-    """Queries of ``heads`` heads over keys and values of ``kv_heads`` (equal: MHA; fewer: GQA; one: MQA)."""
+class MultiHead(Sublayer):
+    """Base class: ``heads`` of queries over ``kv_heads`` of keys and values (equal: MHA; fewer: GQA; one: MQA)."""
 
     heads: int = 12
     kv_heads: int = 12
     head_dim: int = 64
-    mask: Mask = field(default_factory=Causal)
-    rope: Rope | None = None
     bias: bool = False
     """Biases on the query, key and value maps."""
     out_bias: bool = False
     """A bias on the output map."""
+    scale: float | None = None
+    """Multiplies the scores; 1 / sqrt(head_dim) by default."""
+    attention_dropout: float = 0.0
+    """Dropout on the attention probabilities."""
+
+
+class MultiHeadModule(nnx.Module):
+    """Holds the maps ``query``, ``key``, ``value`` and ``out``."""
+
+    def __init__(self, spec: MultiHead, width: int, rngs: nnx.Rngs):
+        linear = functools.partial(Linear, rngs=rngs)
+        queries, keys = (spec.heads, spec.head_dim), (spec.kv_heads, spec.head_dim)
+        self.query = linear((width,), queries, ("embed", "heads", "head_dim"), std=spec.std, bias=spec.bias)
+        self.key = linear((width,), keys, ("embed", "kv_heads", "head_dim"), std=spec.std, bias=spec.bias)
+        self.value = linear((width,), keys, ("embed", "kv_heads", "head_dim"), std=spec.std, bias=spec.bias)
+        self.out = linear(queries, (width,), ("heads", "head_dim", "embed"), std=spec.out_std, bias=spec.out_bias)
+
+
+@dataclass(frozen=True)
+class SelfAttention(MultiHead):
+    """Each position over those of its own sequence that ``mask`` shows."""
+
+    mask: Mask = field(default_factory=Causal)
+    rope: Rope | None = None
     qk_norm: Norm | None = None
     """A norm on queries and one on keys, before they are rotated (Dehghani et al. 2023)."""
     qk_norm_over: Literal["head", "heads"] = "head"
     """Whether that norm takes each head by itself, or all heads together (OLMo-2)."""
-    scale: float | None = None
-    """Multiplies the scores; 1 / sqrt(head_dim) by default."""
     softcap: float | None = None
     """Bounds the scores smoothly (Gemma 2)."""
     sinks: bool = False
     """A learned logit for each head that takes probability and gives nothing (Xiao et al. 2023; GPT-OSS)."""
     relative: RelativeBuckets | None = None
     """A bias by relative position; its table is the stack's shared ``relative`` (T5)."""
-    attention_dropout: float = 0.0
-    """Dropout on the attention probabilities."""
 
     @property
     def name(self) -> str:
@@ -75,17 +94,12 @@ class SelfAttention(Sublayer):
         return Scores(2 * self.heads * self.head_dim, self.mask)
 
 
-class SelfAttentionModule(nnx.Module):
+class SelfAttentionModule(MultiHeadModule):
     """[batch, length, embed] -> [batch, length, embed]."""
 
     def __init__(self, spec: SelfAttention, width: int, rngs: nnx.Rngs):
+        super().__init__(spec, width, rngs)
         self.spec = spec
-        linear = functools.partial(Linear, rngs=rngs)
-        queries, keys = (spec.heads, spec.head_dim), (spec.kv_heads, spec.head_dim)
-        self.query = linear((width,), queries, ("embed", "heads", "head_dim"), std=spec.std, bias=spec.bias)
-        self.key = linear((width,), keys, ("embed", "kv_heads", "head_dim"), std=spec.std, bias=spec.bias)
-        self.value = linear((width,), keys, ("embed", "kv_heads", "head_dim"), std=spec.std, bias=spec.bias)
-        self.out = linear(queries, (width,), ("heads", "head_dim", "embed"), std=spec.out_std, bias=spec.out_bias)
         self.query_norm, self.key_norm = (self._norm(heads, rngs) for heads in (spec.heads, spec.kv_heads))
         self.sinks = parameter(rngs, (spec.heads,), ("heads",), nnx.initializers.zeros) if spec.sinks else None
 
@@ -103,10 +117,8 @@ class SelfAttentionModule(nnx.Module):
             cache = context.cache.write("key", merged(key), axis=2).write("value", merged(value), axis=1)
             key, value = cache.streams["key"].astype(x.dtype), cache.streams["value"].astype(x.dtype)
             key_positions, key_segments = cache.view.positions, cache.view.segments
-        mask, query_positions = spec.mask, context.positions
-        if context.prefix is not None and mask == Causal():
-            mask, query_positions = Prefix(), in_prefix(context.positions, context.prefix)
-            key_positions = query_positions if cache is None else key_positions
+        mask, query_positions = with_prefix(spec.mask, context)
+        key_positions = query_positions if cache is None else key_positions
         mixed = attention(
             query,
             key,
@@ -134,6 +146,19 @@ class SelfAttentionModule(nnx.Module):
             x = norm(flat).reshape(x.shape)
         rope = self.spec.rope
         return x if rope is None else rope.rotate(x, context.positions, context.reach)
+
+
+def with_prefix(mask: Mask, context: Context) -> tuple[Mask, jax.Array]:
+    """The mask and the positions int32 [batch, length] to give it, where the context may have a prefix.
+
+    Raises:
+      UserError: there is a prefix, and the mask has no form that sees it.
+    """
+    if context.prefix is None:
+        return mask, context.positions
+    if mask != Causal():
+        raise UserError(f"a prefix needs layers that see all before them, but one has {mask}; use another objective")
+    return Prefix(), in_prefix(context.positions, context.prefix)
 
 
 def merged(x: jax.Array) -> jax.Array:

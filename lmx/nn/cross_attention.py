@@ -8,30 +8,17 @@ from flax import nnx
 
 from lmx.kernels.attention import attention
 from lmx.kernels.masks import Bidirectional
-from lmx.nn.attention import HEADS, KEYS, VALUES
+from lmx.nn.attention import HEADS, KEYS, VALUES, MultiHead, MultiHeadModule
 from lmx.nn.cache import LayerCache
 from lmx.nn.context import Context, SublayerOutput
-from lmx.nn.linear import Linear
 from lmx.nn.module import Part, dropout
-from lmx.nn.sublayer import Scores, Sublayer
+from lmx.nn.sublayer import Scores
 from lmx.sharding.rules import constrain
 
 
 @dataclass(frozen=True)
-class CrossAttention(Sublayer):
+class CrossAttention(MultiHead):
     """Queries of the decoder over keys and values of ``context.memory``; a cache keeps those, written once."""
-
-    heads: int = 12
-    kv_heads: int = 12
-    head_dim: int = 64
-    bias: bool = False
-    """Biases on the query, key and value maps."""
-    out_bias: bool = False
-    """A bias on the output map."""
-    scale: float | None = None
-    """Multiplies the scores; 1 / sqrt(head_dim) by default."""
-    attention_dropout: float = 0.0
-    """Dropout on the attention probabilities."""
 
     @property
     def name(self) -> str:
@@ -53,17 +40,12 @@ class CrossAttention(Sublayer):
         return Scores(2 * self.heads * self.head_dim, Bidirectional(), memory=True)
 
 
-class CrossAttentionModule(nnx.Module):
+class CrossAttentionModule(MultiHeadModule):
     """[batch, length, embed] -> [batch, length, embed]."""
 
     def __init__(self, spec: CrossAttention, width: int, rngs: nnx.Rngs):
+        super().__init__(spec, width, rngs)
         self.spec = spec
-        linear = functools.partial(Linear, rngs=rngs)
-        queries, keys = (spec.heads, spec.head_dim), (spec.kv_heads, spec.head_dim)
-        self.query = linear((width,), queries, ("embed", "heads", "head_dim"), std=spec.std, bias=spec.bias)
-        self.key = linear((width,), keys, ("embed", "kv_heads", "head_dim"), std=spec.std, bias=spec.bias)
-        self.value = linear((width,), keys, ("embed", "kv_heads", "head_dim"), std=spec.std, bias=spec.bias)
-        self.out = linear(queries, (width,), ("heads", "head_dim", "embed"), std=spec.out_std, bias=spec.out_bias)
 
     def __call__(self, x: jax.Array, context: Context) -> SublayerOutput:
         spec = self.spec

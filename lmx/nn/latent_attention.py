@@ -9,7 +9,7 @@ from flax import nnx
 
 from lmx.kernels.attention import attention
 from lmx.kernels.masks import Causal, Mask
-from lmx.nn.attention import HEADS, KEYS, VALUES
+from lmx.nn.attention import HEADS, KEYS, VALUES, with_prefix
 from lmx.nn.cache import LayerCache
 from lmx.nn.context import Context, SublayerOutput
 from lmx.nn.linear import Linear
@@ -111,13 +111,14 @@ class LatentAttentionModule(nnx.Module):
         self, query: jax.Array, key: jax.Array, value: jax.Array, context: Context, cache: LayerCache | None
     ) -> jax.Array:
         spec, seen = self.spec, context if cache is None else cache.view
+        mask, positions = with_prefix(spec.mask, context)
         return attention(
             query,
             key,
             value,
-            mask=spec.mask,
-            query_positions=context.positions,
-            key_positions=seen.positions,
+            mask=mask,
+            query_positions=positions,
+            key_positions=positions if cache is None else seen.positions,
             query_segments=context.segments,
             key_segments=seen.segments,
             itself=cache is None,

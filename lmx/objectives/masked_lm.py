@@ -18,7 +18,7 @@ from lmx.models.model import Inputs, readout, task
 from lmx.models.specs import ModelSpec, Remat
 from lmx.nn.module import Params
 from lmx.objectives.masking import Masking, Replacing
-from lmx.objectives.objective import Batch, Objective, sees_ahead
+from lmx.objectives.objective import Batch, Objective
 from lmx.objectives.sentences import NextSentence, Sentences
 from lmx.objectives.vocabulary import Vocabulary
 
@@ -54,7 +54,7 @@ class MaskedLm(Objective):
         if not 0 < self.rate < 1:
             raise UserError(f"objective.rate is {self.rate}, expected a share between 0 and 1")
         spec = model.spec()
-        if spec.encoder is not None or not sees_ahead(spec):
+        if spec.encoder is not None or not spec.stack.looks_ahead:
             raise UserError(
                 f"objective MaskedLm needs a model that sees the whole text, which a {model.family} does not: use an "
                 "encoder, such as Bert, or NextToken or SpanCorruption"

@@ -2,7 +2,6 @@
 
 import abc
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,14 +59,6 @@ class Objective(abc.ABC):
         return batch["targets"], (segments > 0).astype(jnp.float32)
 
 
-def sees_ahead(spec: ModelSpec) -> bool:
-    """Whether a position of the (decoder's) stack sees what comes after it."""
-    masks: list[Any] = [
-        s.scores.mask for b in spec.stack.blocks() for s in b.sublayers if s.scores and not s.scores.memory
-    ]
-    return any(bool(mask.allowed(jnp.int32(0), jnp.int32(1))) for mask in masks)
-
-
 def check_decoder(model: ModelConfig, objective: str) -> ModelSpec:
     """The model's spec; raises UserError unless it predicts tokens from those before them."""
     spec = model.spec()
@@ -75,7 +66,7 @@ def check_decoder(model: ModelConfig, objective: str) -> ModelSpec:
         raise UserError(
             f"objective {objective} predicts tokens, but model.task is {model.task!r}; set it to 'token_prediction'"
         )
-    if sees_ahead(spec):
+    if spec.stack.looks_ahead:
         raise UserError(
             f"objective {objective} predicts each token from those before it, but a {model.family} sees the whole "
             "text: use MaskedLm, or a decoder or an encoder-decoder"

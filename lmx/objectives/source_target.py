@@ -16,6 +16,7 @@ import numpy as np
 from lmx.data.layout import Layout, Other, PairRoom, Piece, Row, empty_row
 from lmx.errors import UserError
 from lmx.kernels.cross_entropy import LossSums, vocabulary_loss
+from lmx.kernels.masks import Causal
 from lmx.models.config import ModelConfig
 from lmx.models.lockstep import score_layers, with_told
 from lmx.models.model import Inputs, encode, readout
@@ -61,8 +62,14 @@ class SourceTarget(Objective):
         """What makes the pairs."""
 
     def check(self, model: ModelConfig, length: int) -> None:
-        """An encoder-decoder or a decoder fits."""
-        check_decoder(model, type(self).__name__)
+        """An encoder-decoder, or a decoder whose layers all see what is before them, fits."""
+        spec = check_decoder(model, type(self).__name__)
+        others = spec.stack.masks() - {Causal()}
+        if spec.encoder is None and others:
+            raise UserError(
+                f"objective {type(self).__name__} lets a prefix see all of itself, which the {next(iter(others))} of a "
+                f"{model.family} has no form for: use NextToken, or a model without it"
+            )
         if not 0 <= self.target_length <= model.context:
             raise UserError(
                 f"objective.target_length is {self.target_length}, expected 0 (by itself) to model.context "

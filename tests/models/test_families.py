@@ -18,6 +18,7 @@ from lmx.config import from_data, to_data
 from lmx.kernels.cross_entropy import vocabulary_loss
 from lmx.models.config import ModelConfig
 from lmx.models.model import (
+    Inputs,
     apply,
     aux_sum,
     cast_floats,
@@ -46,8 +47,13 @@ def model(name: str) -> Golden:
 
 def hidden_of(golden: Golden, params: Any) -> tuple[Any, Any, Any]:
     """Hidden states where tokens are predicted, the encoder's memory, and what the sublayers told."""
-    memory, told = encode(golden.spec, params, golden.inputs) if golden.spec.encoder else (None, {})
-    out = apply(golden.spec, params, golden.predicted, memory=memory)
+    return states(golden, params, golden.inputs, golden.predicted)
+
+
+def states(golden: Golden, params: Any, source: Inputs, read: Inputs) -> tuple[Any, Any, Any]:
+    """The same for other inputs; a model of one stack has no source."""
+    memory, told = encode(golden.spec, params, source) if golden.spec.encoder else (None, {})
+    out = apply(golden.spec, params, read, memory=memory)
     return out.hidden, memory, {**told, **out.aux}
 
 
@@ -128,6 +134,27 @@ def test_prefill_and_steps_equal_the_full_forward(name: str) -> None:
         hidden, cache = [*hidden, out.hidden], out.cache
     real = np.asarray(whole.segments) > 0
     np.testing.assert_allclose(np.concatenate(hidden, axis=1)[real], ours(name)["states"][real], **TIGHT)
+
+
+def packed(inputs: Inputs, cut: int) -> Inputs:
+    """Two rows of two documents, the first row's tokens cut there: one after the other, and the other way around."""
+    tokens, length = inputs.tokens[0], inputs.tokens.shape[1]
+    sizes = [(cut, length - cut), (length - cut, cut)]
+    rows = jnp.stack([tokens, jnp.roll(tokens, -cut)])
+    segments = jnp.asarray([[1] * a + [2] * b for a, b in sizes], jnp.int32)
+    positions = jnp.asarray([[*range(a), *range(b)] for a, b in sizes], jnp.int32)
+    types = None if inputs.types is None else jnp.stack([inputs.types[0], jnp.roll(inputs.types[0], -cut)])
+    return Inputs(rows, positions, segments, types)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_packed_documents_are_the_same_in_any_company(name: str) -> None:
+    golden, cut = model(name), 9
+    source, read = packed(golden.inputs, cut), packed(golden.predicted, cut)
+    # In the second row the documents change their numbers too: a decoder's segment is that of the encoder.
+    run = jax.jit(lambda params: states(golden, params, source, read)[0])
+    first, second = np.asarray(run(golden.params))
+    np.testing.assert_allclose(np.roll(second, cut, axis=0), first, **TIGHT)
 
 
 def token_loss(golden: Golden) -> Callable[[Any], jax.Array]:

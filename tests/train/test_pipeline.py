@@ -84,6 +84,16 @@ class Copy(NextToken):
         return with_told(score_layers(spec, params, inputs, batch, score, memory=memory, key=key, remat=remat), told)
 
 
+@dataclass(frozen=True)
+class Prefixed(NextToken):
+    """A row's first document sees all of itself."""
+
+    def loss(self, spec: Any, params: Any, batch: Batch, *, key: Any = None, remat: Any = "none") -> LossSums:
+        segments = batch["segment_ids"]
+        inputs = Inputs(batch["tokens"], batch["positions"], segments, prefix=segments == 1)
+        return score_layers(spec, params, inputs, batch, functools.partial(self._score, spec), key=key, remat=remat)
+
+
 def experiment(name: str, **train: Any) -> Experiment:
     return Experiment(
         model=(MODELS | MORE)[name],
@@ -154,6 +164,14 @@ def test_stages_give_the_numbers_of_one_device(name: str, schedule: str) -> None
     base = experiment(name)
     one = experiment(name, accumulate=4) if name == "mixtral" else base
     same(run(pipelined(base, schedule), MeshConfig(data=2, stage=2, tensor=2)), run(one))
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_prefixes_go_through_the_stages(schedule: str) -> None:
+    base = replace(experiment("llama"), objective=Prefixed())
+    ours = run(pipelined(base, schedule), MeshConfig(data=2, stage=2, tensor=2))
+    same(ours, run(base))
+    assert ours[0][0]["loss"] != pytest.approx(run(experiment("llama"))[0][0]["loss"], rel=1e-4)  # which is causal
 
 
 MESHES = [
