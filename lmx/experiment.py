@@ -99,7 +99,8 @@ class Experiment:
     rules: Rules = field(default_factory=Rules)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     init_from: str = ""
-    """A run directory whose weights are the start; the optimizer and the step are fresh."""
+    """A run directory, a Hugging Face directory or a converted model whose weights are the start; the optimizer and the
+    step are fresh."""
 
     def check(self) -> None:
         """Raises UserError for numbers that do not fit each other, before anything is read or compiled."""

@@ -13,14 +13,16 @@ import jax
 
 from lmx import config
 from lmx.checkpoint import loading
-from lmx.checkpoint.checkpointer import Checkpointer, load_subtree
+from lmx.checkpoint.checkpointer import Checkpointer
 from lmx.data import cache
 from lmx.data.prepare import Prepared, prepare
+from lmx.decode.sources import Source, open_source
 from lmx.errors import LmxError, UserError
 from lmx.eval.compression import XzScore, xz_score
 from lmx.experiment import Experiment, RunDir
 from lmx.kernels.roofline import quick_matmul_flops_per_second
 from lmx.models.flops import train_flops_per_token
+from lmx.models.model import param_shapes
 from lmx.sharding.launchers import START_SECONDS
 from lmx.sharding.mesh import build_mesh
 from lmx.sharding.preflight import preflight, require_same_data
@@ -134,13 +136,21 @@ def start_state(
     state = jax.jit(functools.partial(init_state, experiment), out_shardings=shardings)(key)
     if not experiment.init_from:
         return state, 0, {}, []
-    source = RunDir(Path(experiment.init_from))
-    trained = source.load_experiment()
-    part = "ema" if trained.train.ema else "params"
-    weights = load_subtree(source.checkpoints_of(trained), part, target.params)
-    note = f"weights of {source.path} after step {weights.step}"
-    state = _with_weights(state, weights.state)
-    return state, 0, {}, [note]
+    source = open_source(Path(experiment.init_from))
+    _require_shapes(experiment, source)
+    params, step = source.read("float32", sharding, None)
+    after = f" after step {step}" if source.experiment else ""
+    return _with_weights(state, params), 0, {}, [f"weights of {source.path}{after}"]
+
+
+def _require_shapes(experiment: Experiment, source: Source) -> None:
+    """Raises UserError unless the source's parameters are those of the experiment's model."""
+    if param_shapes(source.config.spec()) != param_shapes(experiment.model.spec()):
+        changes = config.diff(source.config, experiment.model)
+        raise UserError(
+            f"the model of init_from {source.path} is not this recipe's: {'; '.join(map(str, changes[:5]))}; take its "
+            "sizes over, or another init_from"
+        )
 
 
 def _with_weights(state: TrainState, params: Any) -> TrainState:

@@ -1,5 +1,6 @@
 """Losses against float64 references on whole logits; no document's loss moves when another one changes."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,12 +9,16 @@ import numpy as np
 import pytest
 
 from lmx.data.layout import Piece
+from lmx.errors import UserError
 from lmx.models.config import ModelConfig
 from lmx.models.families.bert import Bert
+from lmx.models.families.deepseek_v3 import DeepseekV3
+from lmx.models.families.gemma2 import Gemma2
 from lmx.models.families.gpt2 import Gpt2
 from lmx.models.families.llama import Llama
 from lmx.models.families.t5 import T5
 from lmx.models.model import Inputs, apply, encode, init_params, logits
+from lmx.nn.router import SigmoidRouter
 from lmx.objectives.denoising import PrefixLm, SpanCorruption
 from lmx.objectives.fill_in_the_middle import FillInTheMiddle
 from lmx.objectives.masked_lm import MaskedLm, Nsp
@@ -28,6 +33,23 @@ SIZES: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 1, "heads": 2, "
 ENCODER_DECODER = T5(vocab=VOCAB, context=LENGTH, width=16, **SIZES)
 GPT2 = Gpt2(vocab=VOCAB, context=LENGTH, layers=1, width=16, heads=2)
 LLAMA = Llama(vocab=VOCAB, context=LENGTH, layers=2, width=16, heads=2, kv_heads=1, head_dim=8, hidden=32)
+DEEPSEEK = DeepseekV3(
+    vocab=VOCAB,
+    context=LENGTH,
+    layers=2,
+    dense_layers=1,
+    width=16,
+    heads=2,
+    hidden=32,
+    q_lora=None,
+    kv_lora=8,
+    nope_dim=8,
+    rope_dim=4,
+    value_dim=8,
+    experts=4,
+    expert_hidden=8,
+    router=SigmoidRouter(k=2),
+)
 CASES = [
     (MaskedLm(), BERT),
     (SpanCorruption(sentinels=20), ENCODER_DECODER),
@@ -135,8 +157,9 @@ def test_the_next_sentence_question_is_cross_entropy_over_the_pairs() -> None:
     assert float(sums.total - sums.nll) / float(sums.weight) == pytest.approx(nll / count, rel=1e-4)
 
 
-def test_a_prefix_is_read_in_both_directions_and_the_rest_is_not() -> None:
-    spec = LLAMA.spec()
+@pytest.mark.parametrize("model", [LLAMA, DEEPSEEK], ids=["keys of all heads", "a latent"])
+def test_a_prefix_is_read_in_both_directions_and_the_rest_is_not(model: Any) -> None:
+    spec = model.spec()
     params = init_params(spec, jax.random.key(0))
     tokens = jnp.arange(10, dtype=jnp.int32)[None] + 20
     whole = Inputs.whole(tokens)
@@ -152,3 +175,13 @@ def test_a_prefix_is_read_in_both_directions_and_the_rest_is_not() -> None:
     moved = [np.abs(hidden(i) - base).max(-1) > 1e-7 for i in (3, 6)]
     assert moved[0].tolist() == [True] * 10
     assert moved[1].tolist() == [False] * 6 + [True] * 4
+
+
+def test_a_prefix_that_a_window_cannot_see_is_refused() -> None:
+    gemma = Gemma2(vocab=384, context=64, layers=2, width=16, heads=2, kv_heads=1, head_dim=8, hidden=32, window=4)
+    with pytest.raises(UserError, match="PrefixLm lets a prefix see all of itself, which the SlidingWindow"):
+        PrefixLm().check(gemma, 64)
+    whole = Inputs.whole(jnp.ones((1, 6), jnp.int32))
+    params = init_params(gemma.spec(), jax.random.key(0))
+    with pytest.raises(UserError, match="a prefix needs layers that see all before them"):
+        apply(gemma.spec(), params, replace(whole, prefix=whole.positions < 2))

@@ -17,6 +17,7 @@ from lmx.checkpoint import manifest
 from lmx.checkpoint.checkpointer import load_subtree
 from lmx.checkpoint.config import CheckpointConfig
 from lmx.data.config import DataConfig, LocalFiles, TrainedBpe
+from lmx.decode.convert import convert
 from lmx.errors import Interrupted, LmxError, UserError
 from lmx.experiment import EvalConfig, Experiment, RunDir, SampleConfig, TrainConfig
 from lmx.models.families.llama import Llama
@@ -252,6 +253,21 @@ def test_init_from_takes_the_averaged_weights_and_nothing_else(tiny: Experiment,
     assert summary["steps"] == 1
     assert arrays(fresh, "params", 1) == arrays(finished[0], "ema")
     assert summary["eval_loss"] == pytest.approx(finished[1]["eval_loss"], rel=1e-6)
+
+
+def test_init_from_takes_a_hugging_face_directory(
+    tiny: Experiment, finished: Any, fresh: RunDir, tmp_path: Path
+) -> None:
+    convert(finished[0].path, tmp_path / "exported", "hf")
+    still = replace(tiny, schedule=Schedule(peak=0.0, warmup=0), init_from=str(tmp_path / "exported"))
+    summary = train(changed(still, "train", steps=1), fresh.path)
+    assert summary["eval_loss"] == pytest.approx(finished[1]["eval_loss"], rel=1e-6)
+
+
+def test_init_from_another_model_is_refused_with_the_difference(tiny: Experiment, finished: Any, fresh: RunDir) -> None:
+    other = replace(tiny, model=replace(tiny.model, hidden=48), init_from=str(finished[0].path))
+    with pytest.raises(UserError, match=r"is not this recipe's: hidden: \d+ -> 48"):
+        train(other, fresh.path)
 
 
 def test_early_stopping_ends_the_run_for_good(tiny: Experiment, fresh: RunDir) -> None:

@@ -34,8 +34,8 @@ def _attention(ours: str, theirs: str) -> dict[str, Stored]:
     return {f"{ours}/{name}/kernel": stored for name, stored in kernels.items()}
 
 
-def _stack(ours: str, theirs: str, feed_forward: int) -> dict[str, Stored]:
-    """One stack; ``feed_forward`` is the place of that sublayer in their blocks, and of ours in the layer."""
+def _stack(ours: str, theirs: str, feed_forward: int, up: str) -> dict[str, Stored]:
+    """One stack; ``feed_forward`` is the place of that sublayer in their blocks, and ``up`` its input kernel's name."""
     block = theirs + ".block.{layer}.layer."
     dense = f"{block}{feed_forward}.DenseReluDense."
     return {
@@ -45,7 +45,7 @@ def _stack(ours: str, theirs: str, feed_forward: int) -> dict[str, Stored]:
         f"{ours}layer/attention_norm_in/scale": vector(block + "0.layer_norm.weight"),
         **_attention(f"{ours}layer/attention", block + "0.SelfAttention"),
         f"{ours}layer/mlp_norm_in/scale": vector(f"{block}{feed_forward}.layer_norm.weight"),
-        f"{ours}layer/mlp/up/kernel": linear(dense + "wi_1.weight", dense + "wi.weight"),
+        f"{ours}layer/mlp/up/kernel": linear(f"{dense}{up}.weight"),
         f"{ours}layer/mlp/gate/kernel": linear(dense + "wi_0.weight"),
         f"{ours}layer/mlp/down/kernel": linear(dense + "wo.weight"),
         f"{ours}final_norm/scale": vector(theirs + ".final_layer_norm.weight"),
@@ -122,10 +122,11 @@ class T5(ModelConfig):
     @property
     def names(self) -> NameMap:
         """Where its parameters are: gated layers have two input kernels, the others one of another name."""
+        up = "wi_1" if isinstance(PROJECTIONS[self.feed_forward], Gating) else "wi"
         stored = {
             "embedding/table": table("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
-            **_stack("encoder/", "encoder", 1),
-            **_stack("", "decoder", 2),
+            **_stack("encoder/", "encoder", 1, up),
+            **_stack("", "decoder", 2, up),
             "layer/cross_attention_norm_in/scale": vector("decoder.block.{layer}.layer.1.layer_norm.weight"),
             **_attention("layer/cross_attention", "decoder.block.{layer}.layer.1.EncDecAttention"),
             "head/table": table("lm_head.weight"),
@@ -134,10 +135,6 @@ class T5(ModelConfig):
             "tasks/classes/out/kernel": linear("classification_head.out_proj.weight"),
             "tasks/classes/out/bias": vector("classification_head.out_proj.bias"),
         }
-        if not isinstance(PROJECTIONS[self.feed_forward], Gating):
-            for stack, place in (("encoder", 1), ("decoder", 2)):
-                kernel = linear(f"{stack}.block.{{layer}}.layer.{place}.DenseReluDense.wi.weight")
-                stored[f"{'encoder/' if place == 1 else ''}layer/mlp/up/kernel"] = kernel
         # 1.0 checkpoints have a table in the decoder's cross-attention that nothing reads.
         extra = ("lm_head.weight", "*.EncDecAttention.relative_attention_bias.weight", "*.embed_tokens.weight")
         return NameMap(stored, ignored=extra, renames=(("^transformer[.]", ""),))
