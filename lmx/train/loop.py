@@ -24,24 +24,32 @@ from lmx.train.state import TrainState
 from lmx.train.step import BATCH, jit_step
 
 
-@dataclass(frozen=True)
+@dataclass
 class Profile:
     """A trace of the steps from ``first`` to ``last`` (counted from 1)."""
 
     first: int
     last: int
     directory: Path
+    running: bool = False
 
     def before(self, step: int) -> None:
         """Starts the trace before its first step."""
         if step == self.first:
             jax.profiler.start_trace(str(self.directory))
+            self.running = True
 
     def after(self, step: int, metrics: Any) -> None:
         """Stops it when the last step's result exists."""
         if step == self.last:
             jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        """Writes what there is of the trace, also when training ends within its steps."""
+        if self.running:
             jax.profiler.stop_trace()
+        self.running = False
 
 
 class Loop:
@@ -84,6 +92,8 @@ class Loop:
                 return self._steps(state, start, loader)
         finally:
             self.log.close()
+            if self.profile:
+                self.profile.close()
 
     def _steps(self, state: TrainState, start: int, loader: Loader) -> TrainState:
         compiled: Any = None

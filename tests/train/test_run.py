@@ -160,6 +160,16 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     assert_same(fresh, finished[0])
 
 
+def test_a_run_stopped_while_it_is_profiled_leaves_its_trace(
+    tiny: Experiment, fresh: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after_logging(patch, 3)
+        with pytest.raises(Interrupted):
+            train(tiny, fresh.path, RunOptions(profile=(2, 12)))
+    assert list(fresh.path.rglob("*.xplane.pb"))
+
+
 def test_a_finished_run_started_again_changes_nothing(tiny: Experiment, finished: Any, copy: RunDir) -> None:
     before = {f: f.read_bytes() for f in (copy.metrics, copy.samples, copy.summary)}
     summary = train(tiny, copy.path)
