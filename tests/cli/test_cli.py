@@ -229,7 +229,7 @@ MISFITS = {
     "shape": (["--model.kv-heads", "3"], ["model.heads 2 is not divisible by model.kv_heads 3"]),
     "schedule": (["--schedule.warmup", "9"], ["schedule.warmup is 9"]),
     "corpus": (["--data.sources.0.files", "/nowhere/*.txt"], ["/nowhere/*.txt"]),
-    "init": (["--init-from", "/nowhere"], ["/nowhere is not a run directory"]),
+    "init": (["--init-from", "/nowhere"], ["there is no directory /nowhere"]),
 }
 
 
