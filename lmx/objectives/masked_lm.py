@@ -11,14 +11,13 @@ import optax
 
 from lmx.data.layout import Layout, Other, Piece, Row
 from lmx.errors import UserError
-from lmx.kernels.cross_entropy import LossSums, vocabulary_loss
+from lmx.kernels.cross_entropy import LossSums
 from lmx.models.config import ModelConfig
-from lmx.models.lockstep import score_layers
-from lmx.models.model import Inputs, readout, task
-from lmx.models.specs import ModelSpec, Remat
+from lmx.models.model import Inputs, task
+from lmx.models.specs import ModelSpec
 from lmx.nn.module import Params
 from lmx.objectives.masking import Masking, Replacing
-from lmx.objectives.objective import Batch, Objective
+from lmx.objectives.objective import Batch, Reading, TokenLoss, TokenPrediction
 from lmx.objectives.sentences import NextSentence, Sentences
 from lmx.objectives.vocabulary import Vocabulary
 
@@ -30,7 +29,7 @@ PAIR_POSITIONS = 64
 
 
 @dataclass(frozen=True)
-class MaskedLm(Objective):
+class MaskedLm(TokenPrediction):
     """Cross-entropy of the tokens that were masked, given all others of their document."""
 
     rate: float = 0.15
@@ -73,20 +72,25 @@ class MaskedLm(Objective):
         """Rows of texts with masked tokens."""
         return MaskedRows(length, self, vocabulary, spec.embedding.types > 1)
 
-    def loss(
-        self, spec: ModelSpec, params: Params, batch: Batch, *, key: jax.Array | None = None, remat: Remat = "none"
-    ) -> LossSums:
-        """The sums over masked tokens: nothing else meets the vocabulary. ``aux`` tells what became of the pairs."""
-        model_key, task_key = (None, None) if key is None else jax.random.split(key)
-        inputs = Inputs(batch["tokens"], batch["positions"], batch["segment_ids"], batch.get("types"))
-        score = functools.partial(self._score, spec, task_key)
-        return score_layers(spec, params, inputs, batch, score, key=model_key, remat=remat)
+    def reading(self, spec: ModelSpec, batch: Batch) -> Reading:
+        """Every position."""
+        return Reading(Inputs(batch["tokens"], batch["positions"], batch["segment_ids"], batch.get("types")))
 
-    def _score(
-        self, spec: ModelSpec, key: jax.Array | None, params: Params, hidden: jax.Array, batch: Batch
+    def at_targets(self, hidden: jax.Array, batch: Batch) -> jax.Array:
+        """The masked positions': nothing else meets the vocabulary."""
+        return jnp.take_along_axis(hidden, batch["slots"][..., None], axis=1)
+
+    def score(
+        self,
+        losses: TokenLoss,
+        spec: ModelSpec,
+        key: jax.Array | None,
+        params: Params,
+        hidden: jax.Array,
+        batch: Batch,
     ) -> LossSums:
-        masked = jnp.take_along_axis(hidden, batch["slots"][..., None], axis=1)
-        sums = vocabulary_loss(readout(spec, params, masked), *self.scored(batch))
+        """The losses of masked tokens; ``aux`` tells what became of the pairs."""
+        sums = super().score(losses, spec, key, params, hidden, batch)
         return self._with_pairs(spec, params, batch, hidden, sums, key) if self.sentences.asks else sums
 
     def _with_pairs(

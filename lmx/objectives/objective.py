@@ -1,15 +1,20 @@
 """What every objective is: a small configuration that knows its rows and its loss."""
 
 import abc
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lmx.data.layout import Layout
 from lmx.errors import UserError
-from lmx.kernels.cross_entropy import LossSums
+from lmx.kernels.cross_entropy import LossSums, Readout, vocabulary_loss
 from lmx.models.config import ModelConfig
+from lmx.models.lockstep import Score, score_layers, with_told
+from lmx.models.model import Inputs, apply, encode, readout
 from lmx.models.specs import ModelSpec, Remat
 from lmx.nn.module import Params
 from lmx.objectives.vocabulary import Vocabulary
@@ -19,9 +24,32 @@ Batch = dict[str, jax.Array]
 segment_ids (0 is padding), positions."""
 
 
+TokenLoss = Callable[[Readout, jax.Array, jax.Array], LossSums]
+"""(what predicts, int32 targets [batch, targets], float32 weights [batch, targets]) -> the sums of the losses."""
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["spec"])
+@dataclass(frozen=True)
+class Frozen:
+    """A model that a loss reads and no step changes: a teacher, a reference."""
+
+    spec: ModelSpec
+    params: Params
+
+
 @dataclass(frozen=True)
 class Objective(abc.ABC):
     """Base class of the objectives."""
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """The directories of the models that the loss of training reads beside the one that is trained, by name; "" is
+        the one that training starts from (``init_from``)."""
+        return {}
+
+    def loss_with(self, models: Mapping[str, Frozen]) -> Callable[..., LossSums]:
+        """The loss of training, given the models that :attr:`models` names: :meth:`loss` where there are none."""
+        return self.loss
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
@@ -57,6 +85,76 @@ class Objective(abc.ABC):
         """
         segments = batch.get("target_segments", batch["segment_ids"])
         return batch["targets"], (segments > 0).astype(jnp.float32)
+
+
+class Reading(NamedTuple):
+    """What the stacks of a model read: ``inputs`` (an encoder-decoder's decoder), and ``source`` (its encoder)."""
+
+    inputs: Inputs
+    source: Inputs | None = None
+
+
+@dataclass(frozen=True)
+class TokenPrediction(Objective):
+    """Base class of the objectives whose targets are tokens, one at each of some positions."""
+
+    z_loss: float = 0.0
+    """Weight of the squared log-normaliser, which keeps logits near zero (Chowdhery et al. 2022: 1e-4)."""
+    label_smoothing: float = 0.0
+    """Share of each target's probability that is spread over the vocabulary."""
+
+    @abc.abstractmethod
+    def reading(self, spec: ModelSpec, batch: Batch) -> Reading:
+        """What the model reads of a batch."""
+
+    def at_targets(self, hidden: jax.Array, batch: Batch) -> jax.Array:
+        """The hidden states [batch, length, embed] from which targets are predicted, [batch, targets, embed]: all."""
+        return hidden
+
+    def loss(
+        self, spec: ModelSpec, params: Params, batch: Batch, *, key: jax.Array | None = None, remat: Remat = "none"
+    ) -> LossSums:
+        """The sums of the cross-entropies, with z-loss and label smoothing."""
+        losses = functools.partial(vocabulary_loss, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
+        return self.token_loss(losses, spec, params, batch, key=key, remat=remat)
+
+    def token_loss(
+        self,
+        losses: TokenLoss,
+        spec: ModelSpec,
+        params: Params,
+        batch: Batch,
+        *,
+        key: jax.Array | None = None,
+        remat: Remat = "none",
+    ) -> LossSums:
+        """The same with other ``losses`` of the targets."""
+        one, two, three = (None,) * 3 if key is None else jax.random.split(key, 3)
+        inputs, source = self.reading(spec, batch)
+        score: Score = functools.partial(self.score, losses, spec, three)
+        if source is None:
+            return score_layers(spec, params, inputs, batch, score, key=one, remat=remat)
+        memory, told = encode(spec, params, source, key=two, remat=remat)
+        sums = score_layers(spec, params, inputs, batch, score, memory=memory, key=one, remat=remat)
+        return with_told(sums, told)
+
+    def score(
+        self,
+        losses: TokenLoss,
+        spec: ModelSpec,
+        key: jax.Array | None,
+        params: Params,
+        hidden: jax.Array,
+        batch: Batch,
+    ) -> LossSums:
+        """The losses of the targets, given the hidden states [batch, length, embed]; ``key`` is for heads' dropout."""
+        return losses(readout(spec, params, self.at_targets(hidden, batch)), *self.scored(batch))
+
+    def states(self, spec: ModelSpec, params: Params, batch: Batch) -> jax.Array:
+        """The hidden states [batch, targets, embed] from which a model would predict the targets."""
+        inputs, source = self.reading(spec, batch)
+        memory = None if source is None else encode(spec, params, source)[0]
+        return self.at_targets(apply(spec, params, inputs, memory=memory).hidden, batch)
 
 
 def check_decoder(model: ModelConfig, objective: str) -> ModelSpec:

@@ -6,23 +6,18 @@ encoder and nothing else.
 """
 
 import abc
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import jax
 import numpy as np
 
 from lmx.data.layout import Layout, Other, PairRoom, Piece, Row, empty_row
 from lmx.errors import UserError
-from lmx.kernels.cross_entropy import LossSums, vocabulary_loss
 from lmx.kernels.masks import Causal
 from lmx.models.config import ModelConfig
-from lmx.models.lockstep import score_layers, with_told
-from lmx.models.model import Inputs, encode, readout
-from lmx.models.specs import ModelSpec, Remat
-from lmx.nn.module import Params
-from lmx.objectives.objective import Batch, Objective, check_decoder
+from lmx.models.model import Inputs
+from lmx.models.specs import ModelSpec
+from lmx.objectives.objective import Batch, Reading, TokenPrediction, check_decoder
 from lmx.objectives.vocabulary import Vocabulary
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -47,15 +42,11 @@ class Maker(abc.ABC):
 
 
 @dataclass(frozen=True)
-class SourceTarget(Objective):
+class SourceTarget(TokenPrediction):
     """Base class."""
 
     target_length: int = 0
     """Tokens in a row of an encoder-decoder's decoder; 0 is as many as train.length can need."""
-    z_loss: float = 0.0
-    """Weight of the squared log-normaliser, which keeps logits near zero (Chowdhery et al. 2022: 1e-4)."""
-    label_smoothing: float = 0.0
-    """Share of each target's probability that is spread over the vocabulary."""
 
     @abc.abstractmethod
     def maker(self, vocabulary: Vocabulary) -> Maker:
@@ -94,28 +85,12 @@ class SourceTarget(Objective):
             count += 1
         return min(length, 8 * -(-max(t for _, t in maker.sizes(count)) // 8))
 
-    def loss(
-        self, spec: ModelSpec, params: Params, batch: Batch, *, key: jax.Array | None = None, remat: Remat = "none"
-    ) -> LossSums:
-        """The sums over the targets' tokens, their ends included."""
-        one, two = (None, None) if key is None else jax.random.split(key)
+    def reading(self, spec: ModelSpec, batch: Batch) -> Reading:
+        """The sources in the encoder, and what comes before each target's token in the decoder; or both in the one."""
         source = Inputs(batch["tokens"], batch["positions"], batch["segment_ids"])
-        score = functools.partial(self._score, spec)
         if spec.encoder is None:
-            both = replace(source, prefix=batch["prefix"] > 0)
-            return score_layers(spec, params, both, batch, score, key=one, remat=remat)
-        memory, told = encode(spec, params, source, key=one, remat=remat)
-        target = Inputs(batch["decoder_tokens"], batch["decoder_positions"], batch["target_segments"])
-        sums = score_layers(spec, params, target, batch, score, memory=memory, key=two, remat=remat)
-        return with_told(sums, told)
-
-    def _score(self, spec: ModelSpec, params: Params, hidden: jax.Array, batch: Batch) -> LossSums:
-        return vocabulary_loss(
-            readout(spec, params, hidden),
-            *self.scored(batch),
-            z_loss=self.z_loss,
-            label_smoothing=self.label_smoothing,
-        )
+            return Reading(replace(source, prefix=batch["prefix"] > 0))
+        return Reading(Inputs(batch["decoder_tokens"], batch["decoder_positions"], batch["target_segments"]), source)
 
 
 @dataclass(frozen=True)
