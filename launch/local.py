@@ -8,14 +8,13 @@ with exit code 75, and the same command goes on with it.
 """
 
 import os
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tyro
 
-from lmx.sharding.launchers import HEARTBEAT_SECONDS, START_SECONDS
+from lmx.sharding.launchers import HEARTBEAT_SECONDS, START_SECONDS, free_port, place_variables
 from lmx.train.supervise import Command, Limits, Supervisor
 
 
@@ -50,22 +49,11 @@ class Local:
         return {
             **os.environ,
             **({"JAX_PLATFORMS": "cpu", "XLA_FLAGS": virtual} if self.devices else {}),
-            "LMX_COORDINATOR": address,
-            "LMX_PROCESSES": str(self.processes),
-            "LMX_PROCESS": str(index),
-            "LMX_LOCAL_PROCESSES": str(self.processes),
-            "LMX_LOCAL_PROCESS": str(index),
+            **place_variables(address, self.processes, index),
             "LMX_START_SECONDS": str(self.start_seconds),
             "LMX_HEARTBEAT_SECONDS": str(self.heartbeat_seconds),
             "PYTHONUNBUFFERED": "1",
         }
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main(argv: Sequence[str]) -> int:

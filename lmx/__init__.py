@@ -6,7 +6,8 @@ from lmx.errors import LmxError, UserError
 
 if TYPE_CHECKING:
     from lmx.decode.generate import Completion
-    from lmx.decode.loaded import Model, load
+    from lmx.decode.load import load
+    from lmx.decode.loaded import Model
     from lmx.experiment import Experiment
 
 __all__ = ["Completion", "Experiment", "LmxError", "Model", "UserError", "load"]
@@ -14,7 +15,7 @@ __all__ = ["Completion", "Experiment", "LmxError", "Model", "UserError", "load"]
 _LAZY = {
     "Completion": "lmx.decode.generate",
     "Model": "lmx.decode.loaded",
-    "load": "lmx.decode.loaded",
+    "load": "lmx.decode.load",
     "Experiment": "lmx.experiment",
 }
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lmx import config
+from lmx.adapters.adapter import Adapter, Whole
 from lmx.checkpoint.config import CheckpointConfig
 from lmx.data.config import DataConfig, TrainedBpe
 from lmx.data.layout import Layout
@@ -12,14 +13,17 @@ from lmx.data.tokenizer import TextTokenizer
 from lmx.errors import UserError
 from lmx.models.config import ModelConfig
 from lmx.models.families.gpt2 import Gpt2
+from lmx.models.model import param_axes
 from lmx.models.schedules import PipelineConfig
-from lmx.models.specs import Remat
+from lmx.models.specs import ModelSpec, Remat, noisy
 from lmx.objectives import catalogue as catalogue  # so that a run's file may name any objective
 from lmx.objectives.next_token import NextToken
 from lmx.objectives.objective import Objective
 from lmx.objectives.vocabulary import Vocabulary
+from lmx.optim.names import names
 from lmx.optim.optimizer import AdamW, Optimizer
 from lmx.optim.schedule import Schedule
+from lmx.sharding.layouts import find_layout
 from lmx.sharding.mesh import MeshConfig
 from lmx.sharding.rules import Rules
 
@@ -46,6 +50,12 @@ class TrainConfig:
     """What the forward pass keeps: everything (none), results of matrix products (dots), block inputs (full)."""
     ema: float = 0.0
     """Decay of an exponential moving average of the parameters, used for evaluation; 0 for none."""
+    stochastic_depth: float = 0.0
+    """Probability that a sublayer of the last layer is skipped in a row of the batch; less, linearly, before it."""
+    token_dropout: float = 0.0
+    """Share of the input's tokens whose embedding is 0 in training."""
+    token_swap: float = 0.0
+    """Share of the input's tokens that another token replaces in training."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     max_skipped: int = 10
@@ -90,6 +100,7 @@ class Experiment:
     data: DataConfig = field(default_factory=DataConfig)
     objective: Objective = field(default_factory=NextToken)
     optimizer: Optimizer = field(default_factory=AdamW)
+    adapter: Adapter = field(default_factory=Whole)
     schedule: Schedule = field(default_factory=Schedule)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -117,9 +128,44 @@ class Experiment:
             raise UserError(f"train.batch {train.batch} is not divisible by train.accumulate {train.accumulate}")
         if not 0 <= train.ema < 1:
             raise UserError(f"train.ema is {train.ema}, expected a decay from 0 (none) to below 1")
+        for name in ("stochastic_depth", "token_dropout", "token_swap"):
+            if not 0 <= getattr(train, name) < 1:
+                raise UserError(f"train.{name} is {getattr(train, name)}, expected a share from 0 to below 1")
         self.schedule.check(train.steps)
         self.model.spec()
+        self._check_trained()
         self.objective.check(self.model, train.length)
+
+    def _check_trained(self) -> None:
+        axes = param_axes(self.model.spec())
+        self.adapter.check(axes)
+        if self.adapter.alone and not self.init_from:
+            raise UserError(
+                f"adapter {type(self.adapter).__name__} is trained beside a model, but init_from names none; set "
+                "--init-from to a run or a Hugging Face directory"
+            )
+        own = [name for name in names(self.adapter.axes(axes)) if self.adapter.trains(name)]
+        self.optimizer.check(own)
+        if not any(self.trains(name) for name in own):
+            raise UserError("optimizer.frozen freezes every parameter; leave some to be trained")
+
+    def trains(self, name: str) -> bool:
+        """Whether a step changes the parameter of this name."""
+        return self.adapter.trains(name) and self.optimizer.trains(name)
+
+    def spec(self) -> ModelSpec:
+        """The model's shape in training, with what is drawn at random there."""
+        train = self.train
+        return noisy(self.model.spec(), depth=train.stochastic_depth, drop=train.token_dropout, swap=train.token_swap)
+
+    def laid_out(self, layout: str) -> "Experiment":
+        """The same with the mesh and the rules of a layout of :mod:`lmx.sharding.layouts`, as ``fsdp``.
+
+        Raises:
+          UserError: there is no such layout.
+        """
+        found = find_layout(layout)
+        return replace(self, mesh=found.mesh, rules=found.rules)
 
     @property
     def corpus(self) -> DataConfig:
@@ -144,6 +190,7 @@ HARMLESS = (
     *("train.log_every", "train.max_skipped", "train.remat"),
     *("eval", "sample", "data.cache_dir", "mesh", "rules", "pipeline"),
     *("checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.asynchronous"),
+    *("checkpoint.local_directory", "checkpoint.local_every"),
 )
 """Parts that a resumed run may change: what is learned from which data does not depend on them, but for rounding."""
 
@@ -169,9 +216,24 @@ class RunDir:
         """Where the checkpoints lie unless the configuration says otherwise."""
         return self.path / "checkpoints"
 
+    @property
+    def identity(self) -> Path:
+        """The name under which nodes keep local checkpoints of this run, and of no other."""
+        return self.path / "id"
+
+    def local_checkpoints_of(self, experiment: Experiment) -> Path | None:
+        """Where each node has this run's local checkpoints, if it may have some."""
+        directory = experiment.checkpoint.local_directory
+        return Path(directory) / self.identity.read_text() if directory and self.identity.exists() else None
+
     def checkpoints_of(self, experiment: Experiment) -> str:
         """Where the run's checkpoints lie: a path, or an object store's address."""
         return experiment.checkpoint.directory or str(self.checkpoints)
+
+    @property
+    def base(self) -> Path:
+        """Of an adapter: which model it belongs to."""
+        return self.path / "base.json"
 
     @property
     def metrics(self) -> Path:
@@ -182,6 +244,11 @@ class RunDir:
     def samples(self) -> Path:
         """One JSON object a sampled text: step, prompt, text."""
         return self.path / "samples.jsonl"
+
+    @property
+    def hosts(self) -> Path:
+        """One JSON object a log interval of several processes: who had how much time of its own."""
+        return self.path / "hosts.jsonl"
 
     @property
     def fingerprint(self) -> Path:

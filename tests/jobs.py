@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,3 +53,18 @@ def environment(devices: int, **more: str) -> dict[str, str]:
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def both(directories: list[Path], *commands: tuple[str, ...], devices: int = 2) -> list[tuple[int, str]]:
+    """The exit code and output of two processes that find each other by themselves."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    started = []
+    for index, command in enumerate(commands):
+        place = {"LMX_COORDINATOR": address, "LMX_PROCESSES": "2", "LMX_PROCESS": str(index)}
+        environ = environment(devices, **place, LMX_START_SECONDS="60", LMX_HEARTBEAT_SECONDS="20")
+        output: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(command, cwd=directories[index], env=environ, **output))
+    outputs = [process.communicate(timeout=200)[0] for process in started]
+    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]

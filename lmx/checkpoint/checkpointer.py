@@ -24,10 +24,13 @@ from orbax.checkpoint import v1
 
 from lmx.checkpoint import loading, manifest, tree
 from lmx.checkpoint.config import CheckpointConfig
-from lmx.checkpoint.loading import META, SAVING, STATE, Restored, load_subtree
+from lmx.checkpoint.loading import META, SAVING, STATE, Restored, Skipped, load_subtree
+from lmx.checkpoint.local import NOWHERE, LocalTier
 from lmx.errors import LmxError
-from lmx.sharding.processes import share
+from lmx.sharding.processes import count, post, posted, share
 
+LOOK = 0.5
+"""Seconds between looks at whether the save in flight failed on another process."""
 __all__ = ["Checkpointer", "Restored", "load_subtree"]
 
 
@@ -39,15 +42,17 @@ class Checkpointer:
     Args:
       directory: where the checkpoints are: a local path, or an object store's address (``gs://bucket/run``).
       config: which checkpoints stay, and whether saving waits.
+      local: the node-local tier beside it, if there is one.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], config: CheckpointConfig):
+    def __init__(self, directory: str | os.PathLike[str], config: CheckpointConfig, local: LocalTier | None = None):
         self.directory = loading.absolute(directory)
-        self.config = config
+        self.config, self.local = config, local
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[None]] | None = None
         self._current: int | None = None
         self._distrusted: frozenset[int] = frozenset()
+        self._saves, self._abandoned = 0, False
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -83,6 +88,7 @@ class Checkpointer:
         self._check(step, self._pool.submit(self._begin, step).exception())
         # Returns when the host holds the bytes. On CPU it holds the buffers themselves: JAX then refuses to
         # donate them, and the next step gets new ones.
+        self._saves += 1
         with _uncompressed():
             response = v1.save_async(self.directory / str(step), arrays, checkpointable_name=STATE)
         self._pending = step, self._pool.submit(self._finish, step, response, note)
@@ -98,18 +104,34 @@ class Checkpointer:
         if self._pending is None:
             return
         (step, future), self._pending = self._pending, None
-        self._check(step, future.exception())
+        self._check(step, self._outcome(future))
         self._current = step
 
+    def _outcome(self, future: Future[None]) -> BaseException | None:
+        """What the save in flight came to on this process, or that it failed on another.
+
+        Inside Orbax this process would wait for one that failed until a time-out of ten minutes.
+        """
+        while True:
+            try:
+                return future.exception(LOOK)
+            except TimeoutError:
+                failed = posted(self._topic) if count() > 1 else {}
+                if failed:
+                    self._abandoned = True
+                    return LmxError(failed[min(failed)])
+
     def close(self) -> None:
-        """Waits for the save in flight and ends the background thread."""
+        """Waits for the saves in flight and ends the background threads."""
         try:
             self.wait()
         finally:
-            self._pool.shutdown()
+            self._pool.shutdown(wait=not self._abandoned)
+            if self.local:
+                self.local.close()
 
     def restore(self, target: Any, step: int | None = None) -> Restored | None:
-        """Loads the newest good checkpoint, or that of ``step``.
+        """Loads the newest good checkpoint of either tier, or the durable one of ``step``.
 
         Args:
           target: a pytree of ``jax.ShapeDtypeStruct``; each leaf lands in its own sharding, whatever the mesh
@@ -124,10 +146,31 @@ class Checkpointer:
           LmxError: there are checkpoints, and each is damaged.
         """
         self.wait()
-        restored = loading.load(self.directory, target, step)
-        self._current = restored.step if restored else None
-        self._distrusted = frozenset(s for s, _ in restored.skipped) if restored else frozenset()
-        return restored
+        local = self.local.newest(target) if self.local is not None and step is None else NOWHERE
+        newest, skipped = self._choose(step, needed=not local.step)
+        self._distrusted = frozenset(s for s, _ in skipped)
+        if local.step > (newest or 0):
+            self._current = None
+            return local.load(target, skipped)
+        self._current = newest
+        if newest is None:
+            return None
+        passed = tuple((s, reason) for s, reason in local.skipped if s > newest)
+        return loading.load(self.directory, target, newest, (*skipped, *passed))
+
+    def _choose(self, step: int | None, *, needed: bool) -> tuple[int | None, Skipped]:
+        """The newest durable step that is good; none that is good is an error only if one is needed."""
+        try:
+            return loading.choose(self.directory, step)
+        except LmxError:
+            if needed:
+                raise
+            return None, tuple((s, "it is damaged") for s in reversed(self.steps()))
+
+    @property
+    def _topic(self) -> str:
+        """Under which a process tells that the save in flight failed."""
+        return f"save-{self._saves}-failed"
 
     def _begin(self, step: int) -> None:
         """Marks the step as unfinished, and removes what stands in its place."""
@@ -144,7 +187,9 @@ class Checkpointer:
             if jax.process_index() == 0:
                 manifest.write_durably(self.directory / str(step) / META, note)
                 manifest.write(self.directory / str(step), step)
-        except BaseException:
+        except BaseException as error:
+            if count() > 1:
+                post(self._topic, _explain(error))
             if jax.process_index() == 0:
                 _remove_leftovers(self.directory)
             raise
@@ -191,5 +236,7 @@ def _remove_leftovers(directory: epath.Path) -> None:
 
 
 def _explain(error: BaseException) -> str:
+    if isinstance(error, LmxError):
+        return str(error)
     full = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
     return "the disk is full; free some space and run the same command again" if full else repr(error)

@@ -18,18 +18,38 @@ class CheckpointConfig:
     """How many of the newest good checkpoints stay."""
     keep_every: int = 0
     """Checkpoints whose step is a multiple of this stay for ever; 0 keeps none for ever."""
+    local_directory: str = ""
+    """A path on each node's own disk for frequent checkpoints beside the durable ones; empty for none."""
+    local_every: int = 0
+    """Steps between local checkpoints; 0 for none."""
     asynchronous: bool = True
     """Write while training goes on; this holds one more copy of the state in host memory."""
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 0), ("keep", 1), ("keep_every", 0)):
+        for name, least in (("every", 0), ("keep", 1), ("keep_every", 0), ("local_every", 0)):
             if getattr(self, name) < least:
                 value = getattr(self, name)
                 raise UserError(f"checkpoint.{name} is {value}, expected {least} or more")
 
+        if bool(self.local_directory) != bool(self.local_every):
+            given, missing = sorted(["local_directory", "local_every"], key=lambda n: not getattr(self, n))
+            raise UserError(
+                f"checkpoint.{given} is {getattr(self, given)}, but checkpoint.{missing} is not set; local checkpoints "
+                "need both"
+            )
+        if "://" in self.local_directory:
+            raise UserError(
+                f"checkpoint.local_directory is {self.local_directory}, expected a path on each node's own disk; "
+                "object stores are for checkpoint.directory"
+            )
+
     def due(self, step: int) -> bool:
         """Whether a checkpoint is wanted after ``step`` steps."""
         return self.every > 0 and step > 0 and step % self.every == 0
+
+    def due_locally(self, step: int) -> bool:
+        """Whether a local checkpoint is wanted after ``step`` steps."""
+        return self.local_every > 0 and step > 0 and step % self.local_every == 0
 
     def kept(self, steps: Iterable[int]) -> frozenset[int]:
         """Those of the good ``steps`` that the rules keep."""

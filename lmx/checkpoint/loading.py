@@ -30,12 +30,13 @@ class Restored:
     """What the program saved beside it."""
     skipped: Skipped
     """The newer steps that were passed over, newest first, each with the reason."""
+    local: bool = False
+    """Whether it comes from the node-local tier."""
 
 
-def load(directory: epath.Path, target: Any, step: int | None = None) -> Restored | None:
-    """The newest good checkpoint, or that of ``step``; the same as ``Checkpointer.restore``."""
-    chosen, skipped = _choose(directory, step)
-    return None if chosen is None else _load(directory, chosen, skipped, (), target, None)
+def load(directory: epath.Path, target: Any, step: int, skipped: Skipped) -> Restored:
+    """The step that :func:`choose` found good."""
+    return _load(directory, step, skipped, (), target, None)
 
 
 def load_subtree(
@@ -60,7 +61,7 @@ def load_subtree(
       LmxError: there are checkpoints, and each is damaged.
     """
     path = absolute(directory)
-    chosen, skipped = _choose(path, step)
+    chosen, skipped = choose(path, step)
     if chosen is None:
         raise UserError(f"there is no checkpoint in {path}; name a directory in which a run was saved")
     return _load(path, chosen, skipped, tuple(key.split("/")), target, sharding)
@@ -86,7 +87,7 @@ def is_cut_off(directory: epath.Path, step: int) -> bool:
     return marked and not manifest.exists(directory / str(step))
 
 
-def _choose(directory: epath.Path, step: int | None) -> tuple[int | None, Skipped]:
+def choose(directory: epath.Path, step: int | None) -> tuple[int | None, Skipped]:
     """The newest good step, the same on every process, and the newer ones with what is wrong with them."""
     steps = tuple(json.loads(share(json.dumps(listed(directory)))[0]))
     if step is not None and step not in steps:

@@ -97,21 +97,19 @@ def _train(argv: Sequence[str]) -> None:
 
 
 def _decode(argv: Sequence[str]) -> None:
-    from lmx.cli.recipes import parse
-    from lmx.cli.runtime import start_jax
+    from lmx.cli.recipes import parse, parse_placed
+    from lmx.cli.runtime import load_placed, start_jax
 
     is_recipe = bool(argv) and (argv[0].partition(":")[0].endswith(".py") or argv[0].startswith("-"))
     if is_recipe or not argv:
         options, recipe = parse("bench decode", Decode, argv)
         start_jax()
-        spec, params = _random_model(recipe.experiment)
+        spec, params, places = _random_model(recipe.experiment)
     else:
-        from lmx.decode.loaded import load
-
-        options = tyro.cli(Decode, prog="lmx bench decode MODEL", args=list(argv[1:]))
+        options, place = parse_placed("bench decode MODEL", Decode, argv[1:])
         start_jax()
-        generator = load(argv[0]).generator
-        spec, params = generator.spec, generator.params
+        generator = load_placed(argv[0], place).generator
+        spec, params, places = generator.spec, generator.params, generator.places
     from lmx.decode.benchmark import bench_decode
 
     result = bench_decode(
@@ -121,6 +119,7 @@ def _decode(argv: Sequence[str]) -> None:
         prompt_length=options.prompt_length,
         new_tokens=options.new_tokens,
         repeats=options.repeats,
+        places=places,
     )
     _emit(result, options.json)
 
@@ -144,13 +143,26 @@ def _load(argv: Sequence[str]) -> None:
 
 
 def _random_model(experiment: Any) -> Any:
+    """The model's shape, random parameters in the form that decoding takes, and where they lie: on one device, unless
+    the recipe or the command names a mesh."""
     import jax
 
-    from lmx.models.model import cast_floats, init_params, unstack_layers
+    from lmx.decode.places import Places
+    from lmx.models.model import cast_floats, init_params, unstack_layers, unstacked_param_axes
+    from lmx.sharding.mesh import MeshConfig, build_mesh
+    from lmx.sharding.rules import Sharding
 
-    spec = experiment.model.spec()
-    make = jax.jit(lambda key: unstack_layers(spec, cast_floats(init_params(spec, key), experiment.train.compute)))
-    return spec, make(jax.random.key(experiment.train.seed))
+    spec, key = experiment.model.spec(), jax.random.key(experiment.train.seed)
+
+    def make(key: jax.Array) -> Any:
+        return unstack_layers(spec, cast_floats(init_params(spec, key), experiment.train.compute))
+
+    if experiment.mesh == MeshConfig():
+        return spec, jax.jit(make)(key), None
+    places = Places.of(Sharding(build_mesh(experiment.mesh), experiment.rules))
+    axes = unstacked_param_axes(spec)
+    places.writing.check_divides(axes, jax.eval_shape(make, key))
+    return spec, jax.jit(make, out_shardings=places.writing.tree(axes))(key), places
 
 
 def _emit(result: dict[str, Any], file: str) -> None:

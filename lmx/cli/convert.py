@@ -19,8 +19,9 @@ class Convert:
     """A run directory, a Hugging Face directory, or one that lmx convert made."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """The directory to write: new or empty."""
-    to: Literal["hf", "lmx"]
-    """A Hugging Face directory, or one of lmx."""
+    to: Literal["hf", "lmx", "peft"]
+    """A Hugging Face directory, or one of lmx (an adapter is merged into its model); or of a run with an adapter that
+    alone, for Hugging Face's PEFT."""
     dtype: str | None = None
     """float32, bfloat16 or float16; None keeps the source's."""
     step: int | None = None

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from lmx.data.layout import Layout
     from lmx.data.prepare import Prepared
+    from lmx.experiment import Experiment
 
-DESCRIPTION = """Prepares a recipe's documents, tokenizer and tokens (prepare), or prints what is in them
-(stats). Preparation goes on where it was interrupted.
+DESCRIPTION = """Prepares a recipe's documents, tokenizer and tokens (prepare), or prints what is in them and what
+becomes of examples that are longer than a row (stats). Preparation goes on where it was interrupted.
 
 Example: lmx data stats configs/quickstart.py --length 1024 --data.held-out 0.05
 """
@@ -23,7 +25,7 @@ class DataCommand:
     recipe: str
     """path/to/file.py or path/to/file.py:function."""
     length: int | None = None
-    """Row length: also plans the packing and reports rows and padding."""
+    """Row length in place of train.length, for the packing that stats reports."""
     workers: int = 0
     """Processes that prepare; 0 is as many as the corpus is worth."""
     json: str = ""
@@ -45,17 +47,26 @@ def main(argv: list[str]) -> int:
     from lmx.cli.recipes import load_recipe
     from lmx.data.prepare import prepare
 
-    prepared = prepare(load_recipe(command.recipe, overrides).corpus, workers=command.workers)
-    _report(prepared, command)
+    recipe = load_recipe(command.recipe, overrides)
+    prepared = prepare(recipe.corpus, workers=command.workers)
+    is_packed = command.action == "stats" or command.length is not None
+    _report(prepared, prepared.stats(_layout(recipe, prepared, command.length) if is_packed else None), command)
     return 0
 
 
-def _report(prepared: "Prepared", command: DataCommand) -> None:
+def _layout(recipe: "Experiment", prepared: "Prepared", length: int | None) -> "Layout":
+    """The recipe's rows, of its own length or another."""
+    from dataclasses import replace
+
+    sized = replace(recipe, train=replace(recipe.train, length=length or recipe.train.length))
+    return sized.layout(prepared.tokenizer)
+
+
+def _report(prepared: "Prepared", stats: dict[str, Any], command: DataCommand) -> None:
     from pathlib import Path
 
     from rich.console import Console
 
-    stats = prepared.stats(command.length)
     if command.json == "-":
         print(_as_json(stats))
         return
@@ -65,6 +76,8 @@ def _report(prepared: "Prepared", command: DataCommand) -> None:
     console.print(f"prepared in {prepared.root}, fingerprint {prepared.fingerprint}", soft_wrap=True)
     if command.action == "stats" or command.length is not None:
         console.print(_table(stats))
+    if classes := stats.get("classes"):
+        console.print(f"{len(classes)} classes: {', '.join(classes)}", soft_wrap=True)
 
 
 def _as_json(stats: dict[str, Any]) -> str:
@@ -80,7 +93,7 @@ def _table(stats: dict[str, Any]) -> Any:
     table.add_column("source")
     for name in stats["sources"]:
         table.add_column(name, justify="right")
-    for key in next(iter(stats["sources"].values())):
-        values = [source[key] for source in stats["sources"].values()]
+    for key in dict.fromkeys(key for source in stats["sources"].values() for key in source):
+        values = [source.get(key, 0) for source in stats["sources"].values()]
         table.add_row(key.replace("_", " "), *(f"{v:,}" if isinstance(v, int) else f"{v:.6g}" for v in values))
     return table

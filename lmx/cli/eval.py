@@ -1,15 +1,26 @@
 """``lmx eval``: score a model on held-out text."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmx.cli.eval_tasks import TaskOptions
+from lmx.sharding.launchers import Cluster
+
+if TYPE_CHECKING:
+    from lmx.cli.recipes import Placement
 
 
-@dataclass(frozen=True)
-class Eval:
-    """Loss, perplexity and bits per byte of a trained model, on its run's held-out documents or on other text.
+@dataclass(frozen=True, kw_only=True)
+class Eval(TaskOptions, Cluster):
+    """Loss, perplexity and bits per byte of a trained model, on its run's held-out documents or on other text; or what
+    it reaches in tasks.
+
+    On one device, unless --layout or --mesh says otherwise; on several, also of several processes, each holds its part.
 
     Example: lmx eval runs/quickstart --files "texts/*.txt" --json score.json
+    Example: lmx eval runs/quickstart --tasks configs/tasks/boolq.py --files BoolQ/dev.jsonl --shots 2
     """
 
     model: str
@@ -32,24 +43,35 @@ class Eval:
 
 def main(argv: Sequence[str]) -> None:
     """Runs ``lmx eval`` with these arguments."""
-    import tyro
-
-    configured = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(Eval)
-    options = tyro.cli(configured, prog="lmx eval", args=list(argv))
-    from lmx.cli.recipes import print_result
+    from lmx.cli.eval_tasks import check_options
+    from lmx.cli.recipes import parse_placed
     from lmx.cli.runtime import start_jax
 
-    start_jax()
+    options, place = parse_placed("eval", Eval, argv)
+    check_options(options)
+    start_jax(options)
+    from lmx.sharding.processes import together
+
+    with together():
+        _evaluate(options, place, argv)
+
+
+def _evaluate(options: Eval, place: "Placement", argv: Sequence[str]) -> None:
+    from lmx.cli.eval_tasks import evaluate_tasks, evaluate_windows
+    from lmx.cli.recipes import load_recipe, print_result
+    from lmx.cli.runtime import load_placed
     from lmx.data.config import DataConfig, LocalFiles, TokenizerFile
     from lmx.data.tokenizer import tokenizer_file
-    from lmx.decode.loaded import load
     from lmx.errors import UserError
-    from lmx.eval.perplexity import evaluate
+    from lmx.eval.perplexity import evaluate, in_words
     from lmx.experiment import RunDir
 
-    model = load(options.model, step=options.step)
+    model = load_placed(options.model, place, step=options.step)
+    if options.tasks or options.harness:
+        evaluate_tasks(options, model, argv)
+        return
     run = model.experiment
-    if run is None and not options.files:
+    if run is None and not options.files and not options.data:
         raise UserError(f'{options.model} is not a run, so it has no held-out text of its own; give --files "*.txt"')
     data = run.corpus if run else DataConfig()
     directory = RunDir(Path(options.model)).tokenizer if run else Path(options.model)
@@ -60,10 +82,18 @@ def main(argv: Sequence[str]) -> None:
             held_out=1.0,
             cache_dir=data.cache_dir,
         )
+    if options.data:
+        tokenizer = TokenizerFile(path=str(tokenizer_file(directory) or directory))
+        data = replace(load_recipe(options.data).corpus, tokenizer=tokenizer)
+    if options.stride:
+        evaluate_windows(options, model, data, argv)
+        return
     result = evaluate(model, data, length=options.length, batch=options.batch, rows=options.rows)
     people = (
         f"{options.model} after step {model.step}, {result.targets:,} tokens, {result.bytes:,} bytes of text:\n"
         f"loss {result.loss:.4f} nats a token, perplexity {result.perplexity:.2f}, "
         f"{result.bits_per_byte:.4f} bits per byte, {result.accuracy:.1%} of tokens predicted"
+        if result.bits_per_byte is not None
+        else f"{options.model} after step {model.step}, {result.targets:,} targets: {in_words(asdict(result))}"
     )
     print_result({"model": options.model, "step": model.step, **asdict(result)}, people, options.json)

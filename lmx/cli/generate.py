@@ -3,11 +3,19 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from lmx.sharding.launchers import Cluster
+
+if TYPE_CHECKING:
+    from lmx.cli.recipes import Placement
 
 
-@dataclass(frozen=True)
-class Generate:
+@dataclass(frozen=True, kw_only=True)
+class Generate(Cluster):
     """Continues prompts with a trained model, or answers a message; a single text is shown as it comes.
+
+    On one device, unless --layout or --mesh says otherwise; on several, also of several processes, each holds its part.
 
     Example: lmx generate runs/quickstart --prompt "def " --max-new-tokens 64 --temperature 0.8 --seed 1
     """
@@ -38,6 +46,8 @@ class Generate:
     """Prompt i draws with seed + i, whatever else is in the batch."""
     step: int | None = None
     """Of a run: the checkpoint's step; None is the newest good one."""
+    prefill_layout: str = ""
+    """On a mesh: the layout whose activations prompts are read with; by default as tokens are written."""
     json: str = ""
     """Write text, tokens, log-probabilities, finish reasons and the sampling as JSON to this file; "-" is standard
     output."""
@@ -45,29 +55,37 @@ class Generate:
 
 def main(argv: Sequence[str]) -> None:
     """Runs ``lmx generate`` with these arguments."""
-    import tyro
-
-    configured = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(Generate)
-    options = tyro.cli(configured, prog="lmx generate", args=list(argv))
-    from lmx.cli.recipes import print_result
+    from lmx.cli.recipes import parse_placed, print_result
     from lmx.cli.runtime import start_jax
-    from lmx.decode.defaults import SAMPLED
-    from lmx.decode.generate import Row, completed
-    from lmx.decode.loaded import load
+
+    options, place = parse_placed("generate", Generate, argv)
     from lmx.errors import UserError
 
     if bool(options.prompt) == bool(options.chat):
         what = "both --prompt and --chat were given" if options.chat else "there is no prompt"
         raise UserError(f'{what}; give one or more prompts, as in: lmx generate runs/quickstart --prompt "def "')
-    start_jax()
-    model = load(options.model, step=options.step)
+    start_jax(options)
+    from lmx.sharding.processes import together
+
+    with together():
+        print_result(*_generated(options, place), options.json)
+
+
+def _generated(options: Generate, place: "Placement") -> tuple[dict[str, Any], str]:
+    """The result, and what of it is still to be shown to people; a single text is shown as it comes."""
+    from lmx.cli.runtime import load_placed
+    from lmx.decode.defaults import SAMPLED
+    from lmx.decode.generate import Row, completed
+    from lmx.sharding.processes import is_first
+
+    model = load_placed(options.model, place, step=options.step, reading=options.prefill_layout)
     sampling = model.defaults.with_options(**{name: getattr(options, name) for name in SAMPLED})
     drawn = asdict(sampling)
-    if model.experiment is None:
+    if model.experiment is None and is_first():
         print(f"sampling: {_listed(drawn)} (given, else {model.defaults.source})", file=sys.stderr)
     prompts = options.prompt or (model.chat_text(_messages(options)),)
     shown_prompts = options.prompt or ("",)
-    shows = len(prompts) == 1 and options.json != "-"
+    shows = len(prompts) == 1 and options.json != "-" and is_first()
     rows: list[Row] = []
     for latest, news in model.chunks(
         prompts,
@@ -83,8 +101,7 @@ def main(argv: Sequence[str]) -> None:
     sys.stdout.flush()
     pairs = list(zip(prompts, completed(rows), strict=True))
     people = "" if shows else "\n---\n".join(prompt + c.text for prompt, c in pairs)
-    result = {"completions": [{"prompt": p, **asdict(c)} for p, c in pairs], "sampling": drawn}
-    print_result(result, people, options.json)
+    return {"completions": [{"prompt": p, **asdict(c)} for p, c in pairs], "sampling": drawn}, people
 
 
 def _messages(options: Generate) -> list[dict[str, str]]:

@@ -11,12 +11,15 @@ from lmx.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, LmxError
 
 COMMANDS = {
     "train": "Train a recipe, or go on with a run.",
+    "lr": "Find a learning rate for a recipe.",
     "eval": "Score a model on held-out text.",
     "generate": "Continue prompts.",
+    "inspect": "Look inside of a model while it reads a text.",
     "convert": "Write a model as a Hugging Face directory, or as one of lmx.",
     "model": "Show a model's parameters, shardings and costs.",
     "data": "Prepare a recipe's data, or show its statistics.",
     "check": "Check a recipe on meshes, or a run under faults.",
+    "plan": "Compile a recipe for a TPU slice without one: memory and communication.",
     "bench": "Measure training or decoding.",
     "report": "Write an HTML page about runs.",
 }

@@ -38,7 +38,7 @@ class Show:
     param_dtype: Dtype | None = None
     """Dtype of the parameters; None: float32 for a recipe or a run, what config.json says for a Hugging Face model."""
     devices: int = 0
-    """Devices of the mesh; 0: as many as its axes ask for, an axis of -1 ("the rest") being 1."""
+    """Devices of the mesh; 0: as many as its axes ask for, an axis of -1 ("the rest") being 1, of -8 ("up to 8") 8."""
     json: str = ""
     """Write the same as JSON to this file; "-" is standard output."""
 
@@ -75,24 +75,13 @@ def main(argv: Sequence[str]) -> None:
 
 def _directory(path: Path, argv: Sequence[str]) -> tuple[Show, Shown]:
     """The options and the model of a run directory or a Hugging Face directory."""
-    import tyro
-
-    from lmx.cli.recipes import CONFIG
-    from lmx.sharding.mesh import MeshConfig
-    from lmx.sharding.rules import Rules
+    from lmx.cli.recipes import Placement, parse_placed
 
     shown = _open(path)
     experiment = shown.experiment
-    fields: Any = [
-        ("mesh", MeshConfig, dataclasses.field(default=experiment.mesh)),
-        ("rules", Rules, dataclasses.field(default=experiment.rules)),
-    ]
-    combined = dataclasses.make_dataclass("Directory", fields, bases=(Show,), frozen=True)
-    parsed: Any = tyro.cli(
-        combined, prog="lmx model DIR", args=list(argv), description=cast(str, Show.__doc__), config=CONFIG
-    )
-    options = Show(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Show)})
-    placed = dataclasses.replace(experiment, mesh=parsed.mesh, rules=parsed.rules)
+    options, place = parse_placed("model DIR", Show, argv, Placement(experiment.mesh, experiment.rules))
+    mesh, rules = place.mesh or experiment.mesh, place.rules or experiment.rules
+    placed = dataclasses.replace(experiment, mesh=mesh, rules=rules)
     return options, dataclasses.replace(shown, experiment=placed)
 
 
@@ -161,7 +150,7 @@ def _sharding(experiment: Experiment, devices: int) -> Sharding:
 
     if devices < 0:
         raise UserError(f"--devices is {devices}, expected a number of devices, or 0 for as many as the mesh asks for")
-    fixed = math.prod(size for size in dataclasses.asdict(experiment.mesh).values() if size > 0)
+    fixed = math.prod(abs(size) for size in dataclasses.asdict(experiment.mesh).values())
     sizes = experiment.mesh.sizes(devices or fixed)
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
     return Sharding(cast(Any, mesh), experiment.rules)

@@ -15,8 +15,14 @@ import tyro
 from lmx.config import nearest
 from lmx.errors import UserError
 from lmx.experiment import Experiment
+from lmx.sharding.layouts import LAYOUTS, Layout, find_layout
+from lmx.sharding.mesh import MeshConfig
+from lmx.sharding.processes import is_first
+from lmx.sharding.rules import Rules
 
 Options = TypeVar("Options")
+NAMES = ", ".join(LAYOUTS)
+Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,14 @@ def load_recipe(text: str, overrides: Sequence[str] = ()) -> Experiment:
 
 
 CONFIG = (tyro.conf.FlagConversionOff,)
+ONE = MeshConfig(data=1)
+"""A mesh of one device."""
+LAYOUT: Any = (
+    "layout",
+    Annotated[str, tyro.conf.arg(help=f"A mesh and rules by name, which the options of both override: {NAMES}.")],
+    field(default=""),
+)
+"""The option that :func:`take_layout` has read."""
 
 
 def parse(command: str, options: type[Options], argv: Sequence[str]) -> tuple[Options, Recipe]:
@@ -53,13 +67,60 @@ def parse(command: str, options: type[Options], argv: Sequence[str]) -> tuple[Op
         # Prints the help and ends; anything else is a missing recipe.
         tyro.cli(options, prog=prog, args=["--help"] if set(argv) & {"-h", "--help"} else [], config=CONFIG)
         raise UserError(f"the first argument is the recipe, as in: lmx {command} configs/quickstart.py")
-    text, *rest = argv
+    layout, (text, *rest) = take_layout(argv)
     default = _call(text)
-    fields: Any = [("experiment", Annotated[type(default), tyro.conf.arg(name="")], field(default=default))]
+    default = default.laid_out(layout) if layout else default
+    fields: Any = [LAYOUT, ("experiment", Annotated[type(default), tyro.conf.arg(name="")], field(default=default))]
     combined = dataclasses.make_dataclass("Arguments", fields, bases=(options,), frozen=True)
     parsed: Any = tyro.cli(combined, prog=prog, args=rest, description=options.__doc__, config=CONFIG)
     own = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(cast(Any, options))}
     return options(**own), Recipe(recipe_name(text), parsed.experiment)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model shall lie, as ``--layout``, ``--mesh.AXIS`` and ``--rules.AXIS`` say; None for what none of them
+    does: one device, and the model's own rules."""
+
+    mesh: MeshConfig | None
+    rules: Rules | None
+
+
+def parse_placed(
+    command: str, options: type[Options], argv: Sequence[str], own: Placement = Placement(None, None)
+) -> tuple[Options, Placement]:
+    """Reads the options of a command that works with a model on a mesh, and where that shall lie; by default, as
+    ``own`` says."""
+    layout, rest = take_layout(argv)
+    start = find_layout(layout) if layout else Layout("", own.mesh or ONE, own.rules or Rules())
+    fields: Any = [
+        LAYOUT,
+        ("mesh", MeshConfig, field(default=start.mesh)),
+        ("rules", Rules, field(default=start.rules)),
+    ]
+    combined = dataclasses.make_dataclass("Arguments", fields, bases=(options,), frozen=True)
+    config = (*CONFIG, tyro.conf.PositionalRequiredArgs)
+    parsed: Any = tyro.cli(combined, prog=f"lmx {command}", args=rest, description=options.__doc__, config=config)
+    chosen = options(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(cast(Any, options))})
+    mesh = own.mesh if parsed.mesh == ONE else parsed.mesh
+    return chosen, Placement(mesh, parsed.rules if layout or parsed.rules != start.rules else own.rules)
+
+
+def take_layout(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The value of ``--layout``, or "", and the other arguments: those override what it sets, wherever they stand.
+
+    Raises:
+      UserError: there is no such layout.
+    """
+    names = [arg.partition("=")[0] for arg in argv]
+    if "--layout" not in names:
+        return "", list(argv)
+    at = names.index("--layout")
+    name, given, value = argv[at].partition("=")
+    rest = [*argv[:at], *argv[at + (1 if given else 2) :]]
+    name = value if given else (argv[at + 1] if at + 1 < len(argv) else "")
+    find_layout(name)
+    return name, rest
 
 
 def recipe_name(text: str) -> str:
@@ -69,7 +130,12 @@ def recipe_name(text: str) -> str:
 
 
 def print_result(result: dict[str, Any], people: str, file: str) -> None:
-    """Prints what is for people, and the same as JSON to ``file``; "-" is standard output and then prints only that."""
+    """Prints what is for people, and the same as JSON to ``file``; "-" is standard output and then prints only that.
+
+    Of several processes the first does so.
+    """
+    if not is_first():
+        return
     if file == "-":
         print(json.dumps(result, indent=2))
         return
@@ -79,27 +145,36 @@ def print_result(result: dict[str, Any], people: str, file: str) -> None:
 
 
 def _call(text: str) -> Experiment:
+    return call_file(text, Experiment, "recipe")
+
+
+def call_file(text: str, expected: type[Returned], what: str) -> Returned:
+    """What a function of a Python file returns: ``file.py`` (the function named like the file) or ``file.py:function``.
+
+    Raises:
+      UserError: there is no such file or function, it raises, or it returns something else; ``what`` it should be.
+    """
     path, name = Path(text.partition(":")[0]), recipe_name(text)
-    module = _import(path)
+    module = _import(path, what)
     function = getattr(module, name, None)
     if not callable(function):
         known = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
-        raise UserError(f"{path} has no recipe function {name!r}; it has {nearest(name, known) or 'none'}")
+        raise UserError(f"{path} has no {what} function {name!r}; it has {nearest(name, known) or 'none'}")
     try:
-        experiment = function()
+        returned = function()
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"the recipe {text} raised {type(error).__name__}: {error}") from error
-    if not isinstance(experiment, Experiment):
-        raise UserError(f"the recipe {text} returned {type(experiment).__name__}, expected an lmx.Experiment")
-    return experiment
+        raise UserError(f"the {what} {text} raised {type(error).__name__}: {error}") from error
+    if not isinstance(returned, expected):
+        raise UserError(f"the {what} {text} returned {type(returned).__name__}, expected an lmx.{expected.__name__}")
+    return returned
 
 
-def _import(path: Path) -> ModuleType:
+def _import(path: Path, what: str) -> ModuleType:
     if path.suffix != ".py" or not path.is_file():
         raise UserError(
-            f"there is no recipe file {path}; give a Python file, as configs/quickstart.py, or file.py:function"
+            f"there is no {what} file {path}; give a Python file, as configs/quickstart.py, or file.py:function"
         )
     name = f"lmx_recipe_{path.stem}"
     spec = cast(Any, importlib.util.spec_from_file_location(name, path))
@@ -109,7 +184,7 @@ def _import(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"the recipe file {path} raised {type(error).__name__}: {error}") from error
+        raise UserError(f"the {what} file {path} raised {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
     return module

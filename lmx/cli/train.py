@@ -43,10 +43,11 @@ def main(argv: Sequence[str]) -> None:
     beat(options.heartbeat_limit())
     start_jax(options)
     from lmx.sharding.processes import is_first, together
+    from lmx.train.ledger import process_began
     from lmx.train.run import RunOptions, train
 
     run_dir = Path(options.run_dir or f"runs/{recipe.name}")
-    wanted = RunOptions(options.allow_config_change, options.profile, options.start_limit())
+    wanted = RunOptions(options.allow_config_change, options.profile, options.start_limit(), process_began())
     with together():
         summary = train(recipe.experiment, run_dir, wanted)
     if is_first():
@@ -64,15 +65,22 @@ def _supervised(argv: Sequence[str], options: Train) -> int:
 
 def describe(summary: dict[str, Any], run_dir: Path) -> str:
     """The summary for people: scores beside the compressor's, samples, and where to look."""
+    from lmx.eval.perplexity import in_words
     from lmx.experiment import RunDir
+    from lmx.report.goodput import read_goodput
 
     lines = [f"{summary['steps']} steps, held-out loss {summary['eval_loss']:.4f}"]
-    lines.append(f"bits per byte on held-out text: model {summary['eval_bits_per_byte']:.4f}")
+    if "eval_bits_per_byte" in summary:
+        lines.append(f"bits per byte on held-out text: model {summary['eval_bits_per_byte']:.4f}")
+    else:
+        lines = [f"{summary['steps']} steps, held-out {in_words(summary, 'eval_')}"]
     if "xz_bits_per_byte" in summary:
         lines[-1] += (
             f", xz -9 {summary['xz_bits_per_byte']:.4f}, xz -9 after the training text "
             f"{summary['xz_head_start_bits_per_byte']:.4f}"
         )
+    if goodput := read_goodput(run_dir):
+        lines.append(goodput.sentence())
     lines += _samples(RunDir(run_dir).samples, summary["steps"])
     lines.append(f"run directory: {run_dir}")
     lines.append(f"report: {summary['report'] or 'not drawn: ' + summary['report_missing']}")

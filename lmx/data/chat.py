@@ -3,6 +3,7 @@
 import datetime
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,18 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lmx.data.tokenizer import SETTINGS
+from lmx.data.tokenizer import SETTINGS, TextTokenizer
 from lmx.data.tokenizer_files import read_settings
 from lmx.errors import UserError
 
 TEMPLATE = "chat_template.jinja"
+MARKS = {"generation_begins": "\ufdd0", "generation_ends": "\ufdd1"}
+"""What a template writes around the model's own words when it is asked to: characters that no text may hold."""
+CHATML = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}
+{%- if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}
+{%- else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+"""A simple template, for tokenizers that bring none."""
 Message = Mapping[str, Any]
 """``{"role": "user", "content": "..."}``, and whatever else the template reads."""
 
@@ -48,12 +56,56 @@ class ChatTemplate:
         """
         names = {"tools": None, "documents": None, **self.special_tokens, **options}
         try:
-            template = _environment().from_string(self.source)
-            return template.render(
+            return _compiled(self.source).render(
                 messages=plain(messages), add_generation_prompt=add_generation_prompt, **plain(names)
             )
         except (jinja2.TemplateError, TypeError) as error:
             raise UserError(f"the chat template does not take these messages: {error}") from error
+
+    def turns(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """The text of a whole conversation, and the characters [start, end) of each of the model's turns in it.
+
+        They are what the template marks with ``{% generation %}``; of one without marks, what each message of the
+        assistant adds to the text before it that ends with the generation prompt.
+
+        Raises:
+          UserError: as :meth:`render`; or a template without marks that writes a turn otherwise once others follow.
+        """
+        if re.search(r"\{%-?\s*generation\b", self.source):
+            return self._marked(messages)
+        text = self.render(messages, add_generation_prompt=False)
+        spans = []
+        for index, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before = self.render(messages[:index])
+                after = self.render(messages[: index + 1], add_generation_prompt=False)
+                if not (after.startswith(before) and text.startswith(after)):
+                    raise UserError(
+                        f"the chat template writes message {index + 1} otherwise when it is followed or asked for, "
+                        "so the model's own words cannot be found: mark them in it with {% generation %}"
+                    )
+                spans.append((len(before), len(after)))
+        return text, spans
+
+    def _marked(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+        begin, end = MARKS.values()
+        marked = self.render(messages, add_generation_prompt=False, **MARKS)
+        text, spans = "", list[tuple[int, int]]()
+        for index, part in enumerate(marked.split(begin)):
+            own, found, rest = part.partition(end)
+            if index and found:
+                spans.append((len(text), len(text) + len(own)))
+            text += own + rest
+        if text != self.render(messages, add_generation_prompt=False):
+            raise UserError("the chat template changes what it marks with {% generation %}, so it cannot be found")
+        return text, spans
+
+    def turn_end(self, tokenizer: TextTokenizer) -> int | None:
+        """The special token that ends the model's turns; None if none does."""
+        text, spans = self.turns([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        rest = text[text.rindex("b", 0, spans[-1][1]) + 1 :] if spans and "b" in text[slice(*spans[-1])] else ""
+        first = tokenizer.encode_prompts([rest], around=False)[0].ids[:1] if rest.strip() else []
+        return first[0] if first and not tokenizer.decode(first) else None
 
 
 def find_template(directory: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
@@ -96,9 +148,10 @@ class Generation(Extension):
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """What stands between the tags."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        """What stands between the tags, with marks around it where the template is given them."""
+        line = next(parser.stream).lineno
+        marks = [nodes.Output([nodes.Name(name, "load", lineno=line)], lineno=line) for name in MARKS]
+        return [marks[0], *parser.parse_statements(("name:endgeneration",), drop_needle=True), marks[1]]
 
 
 @functools.cache
@@ -110,6 +163,11 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = _to_json
     environment.globals.update(raise_exception=_raise, strftime_now=_now)
     return environment
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(source: str) -> jinja2.Template:
+    return _environment().from_string(source)
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:

@@ -11,6 +11,11 @@ class Source:
     weight: float = 1.0
     """Share of training rows that come from this source, relative to the other sources' weights."""
 
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Special tokens that a trained tokenizer reserves for it."""
+        return ()
+
 
 @dataclass(frozen=True)
 class PythonStdlib(Source):
@@ -59,6 +64,161 @@ class Tfds(Source):
     """The feature that holds the text."""
     data_dir: str = ""
     """Where TFDS looks for prepared datasets; empty is its own default."""
+
+
+@dataclass(frozen=True)
+class Examples(Source):
+    """Base class of sources whose documents are examples: the rows of files that have named columns."""
+
+    files: tuple[str, ...] = ()
+    """Paths or globs of .jsonl, .csv, .tsv, .json (a list of rows, or SQuAD's form) and .parquet files, or directories
+    of prepared TFDS datasets in ArrayRecord files."""
+    held_out_files: tuple[str, ...] = ()
+    """The same, of the examples that are held out; none: those that data.held_out chooses by a hash."""
+    split: str = "train"
+    """Of a TFDS dataset: the split that is read."""
+    held_out_split: str = ""
+    """Of a TFDS dataset: another split, which is held out."""
+    empty: Literal["refuse", "drop"] = "refuse"
+    """What becomes of an example without a text, a target or an answer to learn: an error, or it is left out and
+    counted."""
+
+
+@dataclass(frozen=True)
+class TextPairs(Examples):
+    """Pairs of a source and a target, for SeqToSeq."""
+
+    source_column: str = "source"
+    """The column with what is read."""
+    target_column: str = "target"
+    """The column with what is written."""
+
+
+@dataclass(frozen=True)
+class LabelledTexts(Examples):
+    """Texts, or pairs of texts, with the names or numbers of their classes, for Classification and MultiLabel."""
+
+    text_column: str = "text"
+    """The column with the text."""
+    text_pair_column: str = ""
+    """The column with a second text; none for single texts."""
+    label_column: str = "label"
+    """The column with the label: a name or a whole number, or a list of them where several hold."""
+    classes: tuple[str, ...] = ()
+    """The classes in the order of their numbers; none: those that are found, sorted."""
+
+
+@dataclass(frozen=True)
+class RatedTexts(Examples):
+    """Texts, or pairs of texts, with numbers, for Regression."""
+
+    text_column: str = "text"
+    """The column with the text."""
+    text_pair_column: str = ""
+    """The column with a second text; none for single texts."""
+    label_column: str = "label"
+    """The column with the number, or a list of numbers."""
+
+
+@dataclass(frozen=True)
+class TaggedWords(Examples):
+    """Lists of words with a tag for each, for TokenClassification."""
+
+    words_column: str = "tokens"
+    """The column with the words: a list, or (in .csv) words between spaces."""
+    tags_column: str = "tags"
+    """The column with as many tags: names or whole numbers."""
+    classes: tuple[str, ...] = ()
+    """The tags in the order of their numbers; none: those that are found, sorted."""
+
+
+@dataclass(frozen=True)
+class Answers(Examples):
+    """Questions whose answers are spans of a context, for ExtractiveQa: SQuAD's columns."""
+
+    context_column: str = "context"
+    """The column with the text that holds the answer."""
+    question_column: str = "question"
+    """The column with the question."""
+    answers_column: str = "answers"
+    """The column with the answers, {"text": [...], "answer_start": [...]} or a list of {"text", "answer_start"}, in
+    characters of the context. Without any, the context does not answer the question; of several, the first counts."""
+
+
+CHATML = "chatml"
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+
+
+@dataclass(frozen=True)
+class Chats(Examples):
+    """Conversations, for ChatSft."""
+
+    messages_column: str = "messages"
+    """The column with the messages: a list of {"role": ..., "content": ...}."""
+    template: str = ""
+    """The chat template: "" is the tokenizer's own, "chatml" one that is built in (a trained tokenizer reserves its
+    <|im_start|> and <|im_end|>), else the path of a Jinja file."""
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Of the built-in template."""
+        return CHATML_TOKENS if self.template == CHATML else ()
+
+
+@dataclass(frozen=True)
+class Preferences(Examples):
+    """Prompts with two completions of which one was preferred, for Preference."""
+
+    prompt_column: str = "prompt"
+    """The column with the prompt: text."""
+    chosen_column: str = "chosen"
+    """The column with the completion that was preferred."""
+    rejected_column: str = "rejected"
+    """The column with the other one."""
+
+
+@dataclass(frozen=True)
+class StdlibPreferences(PythonStdlib):
+    """Docstrings of the standard library with their own code (preferred) and that of the module's next definition, for
+    Preference."""
+
+
+@dataclass(frozen=True)
+class PreferredChats(Chats):
+    """Conversations with two ways to go on of which one was preferred, for Preference."""
+
+    messages_column: str = "prompt"
+    """The column with the messages that came before (or the text of the user's one); "" where both others hold the
+    whole conversation: it is then what they begin with alike."""
+    chosen_column: str = "chosen"
+    """The column with the preferred messages: a list of them, or the text of the assistant's answer."""
+    rejected_column: str = "rejected"
+    """The column with the others."""
+
+
+@dataclass(frozen=True)
+class StdlibChats(PythonStdlib):
+    """Conversations about every documented function and class of the library, for ChatSft, in the built-in template."""
+
+    template: str = CHATML
+    """As that of Chats."""
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Of the built-in template."""
+        return CHATML_TOKENS if self.template == CHATML else ()
+
+
+@dataclass(frozen=True)
+class StdlibModules(PythonStdlib):
+    """Snippets of the standard library, labelled by the top-level module that they come from, for Classification."""
+
+    modules: int = 20
+    """How many classes: the modules with the most text."""
+    snippet_bytes: int = 400
+    """Whole lines are put together up to this many bytes."""
+    per_module: int = 500
+    """Snippets of a module at about the most, chosen by a hash of their text."""
 
 
 @dataclass(frozen=True)

@@ -4,53 +4,72 @@ The index holds, for each document, a hash of its text (which decides whether it
 its name.
 """
 
-import functools
-import hashlib
+import importlib
 import io
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from lmx import config as configuration
-from lmx.data import cache, parts
-from lmx.data.config import AlignedFiles, Docstrings, LocalFiles, PythonStdlib, Source, Tfds
+from lmx.data import cache
+from lmx.data.config import (
+    AlignedFiles,
+    Answers,
+    Chats,
+    Docstrings,
+    LabelledTexts,
+    LocalFiles,
+    Preferences,
+    PreferredChats,
+    PythonStdlib,
+    RatedTexts,
+    Source,
+    StdlibChats,
+    StdlibModules,
+    StdlibPreferences,
+    TaggedWords,
+    TextPairs,
+    Tfds,
+)
+from lmx.data.records import Dataset, RecordsPart, document_text, open_records, write_index
 from lmx.errors import UserError
 
 INFO = "dataset_info.json"
-SOURCES = {
-    PythonStdlib: "python_stdlib",
-    LocalFiles: "local_files",
-    Docstrings: "docstrings",
-    AlignedFiles: "aligned_files",
+Kind = Literal["texts", "pairs", "classes", "numbers", "tags", "answers", "chats", "preferences"]
+"""What documents are: texts alone, or examples with something to learn."""
+
+
+class Form(NamedTuple):
+    """How the documents of a source are built, by the dataset's name, and the kind that they are of."""
+
+    dataset: str
+    kind: Kind
+
+
+SOURCES: dict[type[Source], Form] = {
+    PythonStdlib: Form("python_stdlib", "texts"),
+    LocalFiles: Form("local_files", "texts"),
+    Docstrings: Form("docstrings", "pairs"),
+    AlignedFiles: Form("aligned_files", "pairs"),
+    TextPairs: Form("pairs", "pairs"),
+    LabelledTexts: Form("examples", "classes"),
+    StdlibPreferences: Form("stdlib_preferences", "preferences"),
+    StdlibModules: Form("stdlib_modules", "classes"),
+    RatedTexts: Form("examples", "numbers"),
+    TaggedWords: Form("examples", "tags"),
+    Answers: Form("examples", "answers"),
+    Chats: Form("examples", "chats"),
+    StdlibChats: Form("stdlib_chats", "chats"),
+    Preferences: Form("examples", "preferences"),
+    PreferredChats: Form("examples", "preferences"),
 }
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Where ArrayRecord documents lie: TFDS directory and split, and the features for text and name."""
-
-    directory: str
-    split: str = "train"
-    text_column: str = "text"
-    name_column: str | None = "path"
-    target_column: str | None = None
-
-
-@dataclass(frozen=True)
-class RecordsPart:
-    """Records ``start`` to ``stop`` of a dataset, whose result goes into the directory ``target``."""
-
-    dataset: Dataset
-    start: int
-    stop: int
-    size: int
-    target: Path
 
 
 @dataclass(frozen=True)
@@ -63,6 +82,9 @@ class Documents:
       fingerprint: a hash of all texts, the same on every machine.
       hashes: uint64 ``[documents]``, of the text.
       sizes: int64 ``[documents]``, bytes of UTF-8; 0 for a blank document, which takes no part in training.
+      kind: what they are.
+      classes: the names of the classes, where there are such.
+      given: bool ``[documents]``, what is held out, where the source says so.
     """
 
     name: str
@@ -74,6 +96,9 @@ class Documents:
     hashes: np.ndarray
     sizes: np.ndarray
     _part_starts: tuple[int, ...]
+    kind: Kind = "texts"
+    classes: tuple[str, ...] = ()
+    given: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -116,35 +141,59 @@ def prepare_documents(source: Source, root: Path, *, workers: int = 0, progress:
     found = _find_tfds(source) if isinstance(source, Tfds) else None
     key = _tfds_key(found) if found else _files_key(source)
     directory = root / "documents" / key
-    target = "target" if isinstance(source, Docstrings | AlignedFiles) else None
-    dataset = found or Dataset(str(directory / SOURCES[type(source)] / "1.0.0"), target_column=target)
+    dataset = found or _built(source, directory)
     meta = directory / "meta.json"
     if not meta.exists():
         with cache.locked(directory):
             if not meta.exists():
                 if found is None:
                     _build(source, directory, workers, progress)
-                _index(dataset, directory, workers, progress)
-    return _open(Path(dataset.directory).parent.name, key, directory, dataset)
+                write_index(dataset, directory, workers, progress)
+    name = Path(dataset.directory).parent.name if found else _snake(type(source).__name__)
+    return _open(name, key, directory, dataset, source)
 
 
-def _open(name: str, key: str, directory: Path, dataset: Dataset) -> Documents:
+def _built(source: Source, directory: Path) -> Dataset:
+    """Where the documents of a source are built."""
+    dataset, kind = SOURCES[type(source)]
+    path = str(directory / dataset / "1.0.0")
+    split = "split" if dataset in ("examples", "pairs") else None
+    if kind == "texts":
+        return Dataset(path)
+    if kind == "pairs":
+        return Dataset(path, target_column="target", split_column=split)
+    return Dataset(path, example_column="example", split_column=split)
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def _open(name: str, key: str, directory: Path, dataset: Dataset, source: Source) -> Documents:
     meta = cache.read_json(directory / "meta.json")
     hashes, sizes = (np.load(directory / f"{n}.npy", mmap_mode="r") for n in ("hashes", "sizes"))
     starts = tuple(np.concatenate([[0], np.cumsum(meta["parts"])[:-1]]).astype(int).tolist())
-    return Documents(name, key, directory, dataset, meta["fingerprint"], meta["dropped"], hashes, sizes, starts)
+    given = np.load(directory / "held_out.npy") if dataset.split_column else None
+    return Documents(
+        name,
+        key,
+        directory,
+        dataset,
+        meta["fingerprint"],
+        meta["dropped"],
+        hashes,
+        sizes,
+        starts,
+        SOURCES[type(source)].kind if type(source) in SOURCES else "texts",
+        getattr(source, "classes", ()) or tuple(meta.get("classes", ())),
+        given if given is not None and given.any() else None,
+    )
 
 
 def _builder_class(source: Source) -> Any:
-    from lmx.data.builders import aligned_files, docstrings, local_files, python_stdlib
-
-    builders: dict[type[Source], Any] = {
-        PythonStdlib: python_stdlib.PythonStdlib,
-        LocalFiles: local_files.LocalFiles,
-        Docstrings: docstrings.Docstrings,
-        AlignedFiles: aligned_files.AlignedFiles,
-    }
-    return builders[type(source)]
+    name = SOURCES[type(source)].dataset
+    module = "examples" if name == "pairs" else name
+    return getattr(importlib.import_module(f"lmx.data.builders.{module}"), name.title().replace("_", ""))
 
 
 def _files_key(source: Source) -> str:
@@ -213,85 +262,3 @@ def _tfds_key(dataset: Dataset) -> str:
     directory = Path(dataset.directory)
     files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(directory.iterdir())]
     return cache.key("tfds", dataset.directory, dataset.split, dataset.text_column, files)
-
-
-@functools.lru_cache(maxsize=8)
-def open_records(dataset: Dataset) -> Any:
-    """The random-access data source of a dataset.
-
-    Raises:
-      UserError: the dataset has no such split.
-    """
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(dataset.directory)
-    try:
-        return builder.as_data_source(dataset.split)
-    except (ValueError, KeyError) as error:
-        known = ", ".join(builder.info.splits) or "none"
-        raise UserError(f"{dataset.directory} has no split {dataset.split!r} (it has {known}): set split") from error
-
-
-def document_text(records: Any, dataset: Dataset, index: int) -> tuple[str, str]:
-    """The text and the name of a record.
-
-    Raises:
-      UserError: its text is not valid UTF-8, or not text.
-    """
-    record = records[index]
-    data, place = record[dataset.text_column], f"{dataset.directory}[{index}]"
-    name = record[dataset.name_column].decode() if dataset.name_column else place
-    try:
-        return data.decode(), name
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place} is not valid UTF-8 ({error}): convert it or leave it out") from error
-    except AttributeError as error:
-        raise UserError(f"{place}: {dataset.text_column!r} is {data!r:.60}, expected text: set text_column") from error
-
-
-def _index(dataset: Dataset, directory: Path, workers: int, progress: bool) -> None:
-    count = len(open_records(dataset))
-    if count == 0:
-        raise UserError(
-            f"{dataset.directory} has no documents in split {dataset.split!r}: give another split or source"
-        )
-    jobs = _even_parts(dataset, count, directory / "index")
-    results = parts.run_parts(index_part, jobs, label="Indexing documents", workers=workers, progress=progress)
-    hashes, sizes = (np.concatenate([np.load(job.target / f"{n}.npy") for job in jobs]) for n in ("hashes", "sizes"))
-    if not sizes.any():
-        raise UserError(f"every document of {dataset.directory} is blank: give files with text in them")
-    np.save(directory / "hashes.npy", hashes)
-    np.save(directory / "sizes.npy", sizes)
-    dropped = directory / "dropped.json"
-    meta = {
-        "parts": results,
-        "fingerprint": hashlib.sha256(hashes.tobytes()).hexdigest()[:32],
-        "dropped": (cache.read_json(dropped) if dropped.exists() else 0) + int((sizes == 0).sum()),
-    }
-    cache.write_json(directory / "meta.json", meta)
-
-
-def _even_parts(dataset: Dataset, count: int, target: Path) -> list[RecordsPart]:
-    files = (f for f in Path(dataset.directory).iterdir() if ".array_record" in f.name)
-    # Text compresses to a third or less; a slice of a split has fewer records than its files, so this is a
-    # guess.
-    total = 3 * sum(f.stat().st_size for f in files)
-    number = min(count, -(-total // parts.part_bytes(total)))
-    edges = np.linspace(0, count, number + 1).astype(int).tolist()
-    return [
-        RecordsPart(dataset, a, b, total // number, target / f"{i:06d}") for i, (a, b) in enumerate(pairwise(edges))
-    ]
-
-
-def index_part(part: RecordsPart) -> int:
-    """Indexes records unless that is done; returns their number."""
-    if not part.target.exists():
-        records = open_records(part.dataset)
-        found = [document_text(records, part.dataset, i) for i in range(part.start, part.stop)]
-        data = [text.encode() for text, _ in found]
-        hashes = [int.from_bytes(hashlib.blake2b(d, digest_size=8).digest(), "little") for d in data]
-        with cache.whole_dir(part.target) as directory:
-            np.save(directory / "hashes.npy", np.array(hashes, np.uint64))
-            np.save(directory / "sizes.npy", np.array([len(d) if d.strip() else 0 for d in data], np.int64))
-            cache.write_json(directory / "names.json", [name for _, name in found])
-    return part.stop - part.start

@@ -22,8 +22,11 @@ class Piece(NamedTuple):
     """A piece of a document that has a place in a row.
 
     ``tokens`` are int32 [count + 1] of the document's stream, which has an end token before and after the text;
-    ``first`` and ``last`` say whether those two are among them. ``target`` are the target's tokens [any] where
-    documents are pairs; ``tokens`` are then those of the whole source, without ends.
+    ``first`` and ``last`` say whether those two are among them.
+
+    Where documents are pairs or other examples, ``tokens`` are those of the example from token ``start`` on, without
+    ends, ``target`` those of its target or second text [any], and ``labels`` all that there is to learn of it [any], as
+    :mod:`lmx.data.encoders` says.
     """
 
     tokens: np.ndarray
@@ -31,6 +34,8 @@ class Piece(NamedTuple):
     first: bool = True
     last: bool = True
     target: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    start: int = 0
 
     @property
     def body(self) -> np.ndarray:
@@ -48,6 +53,11 @@ class Layout(abc.ABC):
 
     length: int
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of documents that it takes, as :data:`lmx.data.documents.Kind` names them."""
+        return ("texts",)
+
     @abc.abstractmethod
     def empty(self) -> Row:
         """A row that holds nothing, int32 arrays, all zero: it says which arrays a row has and how long they are."""
@@ -61,8 +71,21 @@ class Layout(abc.ABC):
         return count
 
     @property
-    def pairs(self) -> "PairRoom | None":
-        """Where documents are pairs of a source and a target: what they take of a row."""
+    def whole(self) -> "Whole | None":
+        """Where documents are pairs or other examples, which are not cut as a text may be: what they take of a row."""
+        return None
+
+    def check_examples(self, name: str, classes: Sequence[str], counts: np.ndarray) -> None:  # noqa: B027
+        """Raises UserError if it cannot learn from the examples of the source ``name``.
+
+        Args:
+          name: of the source, for people.
+          classes: the names of the classes, of examples that have such.
+          counts: int [examples], how many labels each has.
+        """
+
+    def invented_labels(self, rng: np.random.Generator, count: int) -> np.ndarray | None:
+        """Random labels of an example of ``count`` tokens, for checks; None where examples have none."""
         return None
 
     @functools.cached_property
@@ -86,14 +109,18 @@ class Layout(abc.ABC):
 
 
 @dataclass(frozen=True)
-class PairRoom:
-    """What pairs take of a row: (int [pairs] source tokens, int [pairs] target tokens) -> int [pairs] positions.
+class Whole:
+    """What examples take of a row: (int [examples] tokens, int [examples] tokens of the target or second text) -> int
+    [examples] positions, more for more tokens.
 
-    ``longer`` says what becomes of a pair that takes more than a row: its source and target are cut, or it is left out.
+    ``longer`` says what becomes of one that takes more than a row: "truncate" (the layout cuts it), "drop" (it is left
+    out), or "split": it becomes several, with windows of its tokens that share ``overlap`` tokens with the one before;
+    one whose second text leaves no more room than that is left out.
     """
 
     room: Callable[[np.ndarray, np.ndarray], np.ndarray]
     longer: str
+    overlap: int = 0
 
 
 @dataclass(frozen=True)

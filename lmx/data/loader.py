@@ -57,6 +57,11 @@ class Loader(Iterator[Batch]):
             raise StopIteration
         raise item
 
+    @property
+    def ready(self) -> bool:
+        """Whether the next batch is there already."""
+        return not self._queue.empty()
+
     def close(self) -> None:
         """Stops reading; later batches are not to be had. Closing twice is fine."""
         self._closed.set()

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from lmx.data import cache
-from lmx.data.layout import Layout, PairRoom
+from lmx.data.layout import Layout, Whole
 from lmx.errors import UserError
 
 WINDOW = 65_536  # documents packed together: fill 0.9999, and memory that does not grow with the corpus
@@ -30,8 +30,9 @@ class Plan:
       length: positions in a row.
       pieces: :data:`PIECE` ``[pieces]``, those of a row together.
       offsets: int64 ``[rows + 1]``, where each row's pieces begin.
-      cut: documents that lie in more than one row; of pairs, those that are truncated to fit one.
+      cut: documents that lie in more than one row; of examples, those that are truncated to fit one, or split.
       dropped: documents that are left out.
+      filled: positions that examples take; -1 of texts, which take as many as there are predictions.
     """
 
     length: int
@@ -39,6 +40,7 @@ class Plan:
     offsets: np.ndarray
     cut: int
     dropped: int = 0
+    filled: int = -1
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -51,7 +53,8 @@ class Plan:
     def padding(self) -> float:
         """Share of positions that hold no piece."""
         positions = len(self) * self.length
-        return 1 - int(self.pieces["count"].sum(dtype=np.int64)) / positions if positions else 0.0
+        filled = int(self.pieces["count"].sum(dtype=np.int64)) if self.filled < 0 else self.filled
+        return 1 - filled / positions if positions else 0.0
 
 
 def make_plan(
@@ -71,12 +74,12 @@ def make_plan(
       packing: ``best_fit`` keeps documents (or the rest of one longer than a row) whole; ``split`` cuts at
         every row.
       directory: where the plan lives.
-      targets: int ``[all documents]``, tokens in each document's target, for a layout of pairs.
+      targets: int ``[all documents]``, tokens in each example's target or second text, for a layout of examples.
 
     Raises:
       UserError: ``split``, of a layout whose pieces take more of a row than their tokens.
     """
-    if packing == "split" and (layout.identity or layout.pairs):
+    if packing == "split" and (layout.identity or layout.whole):
         raise UserError(
             'data.packing is "split", which cuts the text at every row; this objective puts more than its tokens into '
             'a row, so it needs "best_fit"'
@@ -85,8 +88,8 @@ def make_plan(
         with cache.locked(directory.parent):
             if not directory.exists():
                 with cache.whole_dir(directory) as temporary:
-                    if layout.pairs is not None and targets is not None:
-                        _write(*_planned_pairs(lengths, targets, documents, layout.length, layout.pairs), temporary)
+                    if layout.whole is not None and targets is not None:
+                        _write(*_planned_whole(lengths, targets, documents, layout.length, layout.whole), temporary)
                     else:
                         _write(_planned(lengths, documents, layout, packing), {}, temporary)
     meta = cache.read_json(directory / "meta.json")
@@ -96,29 +99,53 @@ def make_plan(
         _mapped(directory / "offsets.bin", np.dtype("<i8")),
         meta["cut"],
         meta.get("dropped", 0),
+        meta.get("filled", -1),
     )
 
 
-def _planned_pairs(
-    lengths: np.ndarray, targets: np.ndarray, documents: np.ndarray, length: int, pairs: PairRoom
+def _planned_whole(
+    lengths: np.ndarray, targets: np.ndarray, documents: np.ndarray, length: int, whole: Whole
 ) -> tuple[Iterator[tuple[np.ndarray, np.ndarray]], dict[str, int]]:
-    """As :func:`_planned`, of pairs that lie whole in one row; and how many are cut to fit one, or left out."""
-    rooms = pairs.room(np.asarray(lengths[documents], np.int64), np.asarray(targets[documents], np.int64))
-    long = rooms > length
-    kept = documents[~long] if pairs.longer == "drop" else documents
-    sizes = rooms[~long] if pairs.longer == "drop" else np.minimum(rooms, length)
-    counts = {"cut": 0, "dropped": int(long.sum())} if pairs.longer == "drop" else {"cut": int(long.sum())}
+    """As :func:`_planned`, of examples that lie whole in one row; and how many are cut to fit one, or left out."""
+    ours, theirs = (np.asarray(of[documents], np.int64) for of in (lengths, targets))
+    pieces, sizes, counts = windows_of(documents, ours, theirs, length, whole)
 
     def windows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         row = 0
-        for first in range(0, len(kept), WINDOW):
-            window = np.asarray(kept[first : first + WINDOW], np.int64)
-            pieces = _pieces(window, np.zeros_like(window), np.asarray(lengths[window], np.int64))
-            pieces, rows = _in_rows(pieces, best_fit(sizes[first : first + WINDOW], length))
-            yield pieces, rows + row
+        for first in range(0, len(pieces), WINDOW):
+            window = slice(first, first + WINDOW)
+            found, rows = _in_rows(pieces[window], best_fit(sizes[window], length))
+            yield found, rows + row
             row += int(rows[-1]) + 1
 
     return windows(), counts
+
+
+def windows_of(
+    documents: np.ndarray, lengths: np.ndarray, targets: np.ndarray, length: int, whole: Whole
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """The pieces [pieces] of examples, the positions that each takes, and how many are cut, dropped and filled.
+
+    A piece is a whole example; where longer ones are split, it is a window of its tokens.
+    """
+    rooms = whole.room(lengths, targets)
+    long = rooms > length
+    if whole.longer == "truncate":
+        sizes = np.minimum(rooms, length)
+        pieces = _pieces(documents, np.zeros_like(lengths), lengths)
+        return pieces, sizes, {"cut": int(long.sum()), "filled": int(sizes.sum())}
+    # Tokens of a window: what the second text and what stands around leave.
+    free = np.where(long, length - whole.room(np.zeros_like(lengths), targets), lengths)
+    fits = ~long if whole.longer == "drop" else ~long | (free > whole.overlap)
+    step = np.maximum(free - whole.overlap, 1)
+    count = np.where(long, 1 + -(-(lengths - free) // step), 1)[fits]
+    owner = np.repeat(np.flatnonzero(fits), count)
+    nth = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+    starts = nth * step[owner]
+    held = np.minimum(free[owner], lengths[owner] - starts)
+    sizes = whole.room(held, targets[owner])
+    counts = {"cut": int((count > 1).sum()), "dropped": int((~fits).sum()), "filled": int(sizes.sum())}
+    return _pieces(documents[owner], starts, held), sizes, counts
 
 
 def _planned(

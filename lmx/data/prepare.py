@@ -3,24 +3,28 @@
 import errno
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from lmx.data import cache, packing
-from lmx.data.config import DataConfig, TokenizerFile, TrainedBpe
-from lmx.data.documents import Documents, prepare_documents
+from lmx.data.chat import TEMPLATE
+from lmx.data.config import Chats, DataConfig, Source, StdlibChats
+from lmx.data.documents import Documents, Kind, prepare_documents
+from lmx.data.encoders import chat_template, encoder_of
 from lmx.data.layout import Layout, NextTokens
-from lmx.data.tokenizer import TextTokenizer, load_tokenizer, open_tokenizer, train_bpe
-from lmx.data.tokens import TokenStore, prepare_tokens
+from lmx.data.statistics import counts, losses, packed, truncates
+from lmx.data.tokenizer import TextTokenizer
+from lmx.data.tokenizer_making import prepare_tokenizer
+from lmx.data.tokens import Stores, TokenStore, prepare_tokens
 from lmx.errors import UserError
 
 Split = Literal["train", "held_out"]
-SAMPLE_BYTES = 10_000_000  # what a BPE is trained on: more text changes few merges
+SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,13 @@ class PreparedSource:
     held_out: np.ndarray
     """bool ``[documents]``"""
     targets: TokenStore | None = None
-    """Where documents are pairs: the tokens of their targets."""
+    """Where documents are pairs or other examples: the tokens of their targets or second texts."""
+    labels: TokenStore | None = None
+    """Where documents are labelled examples: what there is to learn of them."""
+    classes: tuple[str, ...] = ()
+    """The names of the classes, of all sources together."""
+    encoding: str = ""
+    """Changes when labelled examples are encoded in another way."""
 
     def chosen(self, split: Split) -> np.ndarray:
         """The documents of a split that have text, int64 ``[chosen]``, in order."""
@@ -70,15 +80,16 @@ class Prepared:
         """The rows of a source, in a layout or (by their length) for next-token prediction; planned on first use.
 
         Raises:
-          UserError: the length is not positive, or one of the layout and the source is of pairs and the other not.
+          UserError: the length is not positive, or the source's documents are not what the layout takes.
         """
         layout = NextTokens(layout) if isinstance(layout, int) else layout
         if layout.length < 1:
             raise UserError(f"the row length is {layout.length}, expected at least 1 position")
         chosen, config = self.sources[source], self.config
-        _check_pairs(self.source_names[source], chosen, layout)
+        _check_kind(self.source_names[source], chosen, layout)
         parts = (chosen.documents.key, self.tokenizer.fingerprint, config.held_out, split, layout.length)
-        name = cache.key(*parts, config.packing, *([layout.identity] if layout.identity else []))
+        more = [*([layout.identity] if layout.identity else []), *([chosen.encoding] if chosen.encoding else [])]
+        name = cache.key(*parts, config.packing, *more)
         with no_space_error(self.root):
             return packing.make_plan(
                 chosen.tokens.lengths,
@@ -93,43 +104,44 @@ class Prepared:
         """Counts for each source, ready for JSON; with a layout or a row ``length``, also what the packing gives.
 
         Of each source: ``documents``, ``tokens``, ``bytes`` (of text) and ``dropped`` (blank or undecodable
-        documents) in all, ``held_out_*`` of them held out, ``truncated`` (documents that lose tokens: none
-        do, long ones are cut into several rows), and with ``length``: ``rows``, ``held_out_rows``, ``cut``
-        (documents in several rows) and ``padding`` (share of positions).
+        documents) in all, ``held_out_*`` of them held out, ``truncated`` (examples that lose tokens; texts do
+        not, long ones are cut into several rows), and with ``length``: ``rows``, ``held_out_rows``, ``cut``
+        (documents in several rows), ``left_out`` (examples that take more than a row) and ``padding`` (share of
+        positions). ``classes`` are the names, where there are such.
         """
         sources = {}
         for index, source in enumerate(self.sources):
-            sources[source.name] = _counts(source)
+            sources[source.name] = counts(source)
             if length is not None:
-                sources[source.name] |= _packed(self.plan(index, "train", length), self.plan(index, "held_out", length))
+                plans = [self.plan(index, split, length) for split in SPLITS]
+                sources[source.name] |= packed(*plans, truncates=truncates(length))
         tokenizer = {"vocab_size": self.tokenizer.vocab_size, "fingerprint": self.tokenizer.fingerprint}
-        return {"fingerprint": self.fingerprint, "tokenizer": tokenizer, "sources": sources}
+        classes = {"classes": list(self.classes)} if self.classes else {}
+        return {"fingerprint": self.fingerprint, "tokenizer": tokenizer, "sources": sources} | classes
 
+    def notes(self, layout: Layout) -> list[str]:
+        """Sentences about what a layout does not take as it is."""
+        counted = (
+            (s, self.plan(i, "train", layout), self.plan(i, "held_out", layout)) for i, s in enumerate(self.sources)
+        )
+        return [note for source, *plans in counted if source.targets for note in losses(source, layout, plans)]
 
-def _counts(source: PreparedSource) -> dict[str, Any]:
-    out = source.chosen("held_out")
-    lengths, sizes = np.asarray(source.tokens.lengths), np.asarray(source.documents.sizes)
-    return {
-        "weight": source.weight,
-        "documents": int((sizes > 0).sum()),
-        "tokens": int(lengths.sum(dtype=np.int64)),
-        "bytes": int(sizes.sum()),
-        "dropped": source.documents.dropped,
-        "truncated": 0,
-        "held_out_documents": len(out),
-        "held_out_tokens": int(lengths[out].sum(dtype=np.int64)),
-        "held_out_bytes": int(sizes[out].sum()),
-    }
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their numbers; none where examples have none."""
+        return self.sources[0].classes
 
+    @property
+    def template(self) -> str | None:
+        """The chat template of its chats, if it has any."""
+        chats = [source for source in self.config.sources if isinstance(source, Chats | StdlibChats)]
+        return chat_template(chats[0], self.tokenizer, self.config.tokenizer)[0] if chats else None
 
-def _packed(train: packing.Plan, held_out: packing.Plan) -> dict[str, Any]:
-    return {
-        "rows": len(train),
-        "held_out_rows": len(held_out),
-        "cut": train.cut,
-        **({"left_out": train.dropped + held_out.dropped} if train.dropped + held_out.dropped else {}),
-        "padding": round(train.padding, 6),
-    }
+    def save_tokenizer(self, directory: Path) -> None:
+        """Writes the tokenizer, and the chat template beside it."""
+        self.tokenizer.save(directory)
+        if self.template is not None:
+            (directory / TEMPLATE).write_text(self.template, encoding="utf-8")
 
 
 def prepare(config: DataConfig, *, workers: int = 0, progress: bool = True) -> Prepared:
@@ -147,15 +159,38 @@ def prepare(config: DataConfig, *, workers: int = 0, progress: bool = True) -> P
     with no_space_error(root):
         documents = [prepare_documents(s, root, workers=workers, progress=progress) for s in config.sources]
         held_out = [held_out_mask(d, config.held_out) for d in documents]
-        tokenizer, directory = _prepare_tokenizer(config, documents, held_out, root)
-        encode = functools.partial(prepare_tokens, workers=workers, progress=progress)
-        stores = [encode(d, tokenizer, directory, root) for d in documents]
-        targets = [encode(t, tokenizer, directory, root) if (t := d.targets) else None for d in documents]
+        tokenizer, directory = prepare_tokenizer(config, documents, held_out, root)
+        classes = _classes(config, documents)
+        encode = functools.partial(_encode, config, classes, tokenizer, directory, root, workers, progress)
+        encoded = [encode(*pair) for pair in zip(config.sources, documents, strict=True)]
     names = _distinct([d.name for d in documents])
-    weights = [source.weight for source in config.sources]
-    sources = tuple(map(PreparedSource, names, weights, documents, stores, held_out, targets))
-    fingerprint = cache.digest([d.fingerprint for d in documents], tokenizer.fingerprint, config.held_out)
-    return Prepared(config, root, tokenizer, sources, fingerprint)
+    sources = tuple(
+        PreparedSource(name, s.weight, d, stores.tokens, out, stores.target, stores.labels, classes, key)
+        for name, s, d, out, (stores, key) in zip(names, config.sources, documents, held_out, encoded, strict=True)
+    )
+    keys = [key for _, key in encoded if key]
+    parts = ([d.fingerprint for d in documents], tokenizer.fingerprint, config.held_out, *([keys] if keys else []))
+    return Prepared(config, root, tokenizer, sources, cache.digest(*parts))
+
+
+def _encode(
+    config: DataConfig,
+    classes: tuple[str, ...],
+    tokenizer: TextTokenizer,
+    directory: Path,
+    root: Path,
+    workers: int,
+    progress: bool,
+    source: Source,
+    documents: Documents,
+) -> tuple[Stores, str]:
+    """The tokens of a source, and what changes when its examples are encoded in another way."""
+    encode = functools.partial(prepare_tokens, workers=workers, progress=progress)
+    encoder = encoder_of(source, documents, classes, tokenizer, config.tokenizer)
+    stores = encode(documents, tokenizer, directory, root, encoder=encoder)
+    if documents.targets:
+        stores = stores._replace(target=encode(documents.targets, tokenizer, directory, root).tokens)
+    return stores, encoder.key if encoder else ""
 
 
 def _check(config: DataConfig) -> None:
@@ -168,14 +203,50 @@ def _check(config: DataConfig) -> None:
         raise UserError(f"held_out is {config.held_out}, expected a share from 0 to 1")
 
 
-def _check_pairs(name: str, source: PreparedSource, layout: Layout) -> None:
-    if layout.pairs is not None and source.targets is None:
+WHAT: dict[Kind, tuple[str, str]] = {
+    "texts": ("documents", "PythonStdlib, LocalFiles or Tfds"),
+    "pairs": ("pairs of a source and a target", "Docstrings, AlignedFiles or TextPairs"),
+    "classes": ("texts with classes", "LabelledTexts or StdlibModules"),
+    "numbers": ("texts with numbers", "RatedTexts"),
+    "tags": ("words with tags", "TaggedWords"),
+    "answers": ("questions with answers", "Answers"),
+    "chats": ("chats", "Chats or StdlibChats"),
+    "preferences": ("preferences", "Preferences, PreferredChats or StdlibPreferences"),
+}
+"""What documents of each kind are called, and the sources that give them."""
+
+
+def _check_kind(name: str, source: PreparedSource, layout: Layout) -> None:
+    if source.documents.kind not in layout.kinds:
+        wanted, sources = WHAT[cast(Kind, layout.kinds[0])]
         raise UserError(
-            f"the source {name} has documents, but the objective learns from pairs of a source and a target: use "
-            "Docstrings or AlignedFiles"
+            f"the source {name} has {WHAT[source.documents.kind][0]}, but the objective learns from {wanted}: use "
+            f"{sources}"
         )
-    if layout.pairs is None and source.targets is not None:
-        raise UserError(f"the source {name} has pairs of a source and a target, which only SeqToSeq learns from")
+    if source.labels is not None:
+        layout.check_examples(
+            name, source.classes, np.asarray(source.labels.lengths)[np.asarray(source.documents.sizes) > 0]
+        )
+
+
+def _classes(config: DataConfig, documents: Sequence[Documents]) -> tuple[str, ...]:
+    """The names of the classes of all sources: those that a source names, else all that are found, sorted.
+
+    Raises:
+      UserError: sources that name different ones, or a class that is none of those that another names.
+    """
+    named = {tuple(c) for source in config.sources if (c := getattr(source, "classes", ()))}
+    if len(named) > 1:
+        raise UserError("the sources name different classes: give all of them the same, in the same order")
+    found = {name for of in documents for name in of.classes}
+    if not named:
+        return tuple(sorted(found, key=(lambda c: (len(c), c)) if all(c.isdecimal() for c in found) else None))
+    (known,) = named
+    if len(set(known)) < len(known):
+        raise UserError(f"a source names a class twice: {', '.join(known)}")
+    if other := sorted(found - set(known)):
+        raise UserError(f"a source has the class {other[0]!r}, which is none of those that another names")
+    return known
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -185,8 +256,11 @@ def _distinct(names: Sequence[str]) -> list[str]:
 def held_out_mask(documents: Documents, share: float) -> np.ndarray:
     """Which documents are held out, bool ``[documents]``: those whose text hashes low; copies go together.
 
-    A small corpus may have none that low; then it is the one that hashes lowest, unless it is the only one.
+    A small corpus may have none that low; then it is the one that hashes lowest, unless it is the only one. Where the
+    source itself says what is held out, it is that.
     """
+    if documents.given is not None:
+        return documents.given & (np.asarray(documents.sizes) > 0)
     hashes, real = np.asarray(documents.hashes), np.asarray(documents.sizes) > 0
     if share == 1:
         return real
@@ -211,72 +285,3 @@ def no_space_error(root: Path) -> Iterator[None]:
             f"there is no space left for prepared data in {root}: free some, or set cache_dir (or LMX_CACHE) to "
             "another disk, and run again; finished parts are kept"
         ) from error
-
-
-def _prepare_tokenizer(
-    config: DataConfig, documents: Sequence[Documents], held_out: Sequence[np.ndarray], root: Path
-) -> tuple[TextTokenizer, Path]:
-    """The tokenizer and the directory that keeps it with the fingerprint it had when first used."""
-    wanted = config.tokenizer
-    if isinstance(wanted, TokenizerFile):
-        given = open_tokenizer(wanted)
-        name = cache.key(str(Path(wanted.path).expanduser().absolute()), wanted.end_token)
-        directory = root / "tokenizers" / name
-        _keep(directory, lambda: given)
-        return _unchanged(given, directory, wanted.path), directory
-    if isinstance(wanted, TrainedBpe):
-        weights = [source.weight for source in config.sources]
-        keys = [d.key for d in documents]
-        specials = [wanted.special_tokens] if wanted.special_tokens else []
-        directory = root / "tokenizers" / cache.key(wanted.vocab_size, keys, weights, config.held_out, *specials)
-        _keep(directory, lambda: _train(wanted, weights, documents, held_out))
-        return _unchanged(load_tokenizer(directory), directory, str(directory)), directory
-    raise UserError(f"{type(wanted).__name__} is no tokenizer: use TrainedBpe or TokenizerFile")
-
-
-def _keep(directory: Path, make: Callable[[], TextTokenizer]) -> None:
-    if directory.exists():
-        return
-    with cache.locked(directory.parent):
-        if not directory.exists():
-            tokenizer = make()
-            with cache.whole_dir(directory) as temporary:
-                tokenizer.save(temporary)
-                cache.write_json(temporary / "fingerprint.json", tokenizer.fingerprint)
-
-
-def _unchanged(tokenizer: TextTokenizer, directory: Path, path: str) -> TextTokenizer:
-    if tokenizer.fingerprint != cache.read_json(directory / "fingerprint.json"):
-        tokens = directory.parent.parent / "tokens" / f"*-{directory.name}"
-        raise UserError(
-            f"the tokenizer {path} has changed since tokens were made with it: restore it, give the new one "
-            f"another file name, or delete {directory} and {tokens} to make them again"
-        )
-    return tokenizer
-
-
-def _train(
-    wanted: TrainedBpe,
-    weights: Sequence[float],
-    documents: Sequence[Documents],
-    held_out: Sequence[np.ndarray],
-) -> TextTokenizer:
-    shares = [SAMPLE_BYTES * weight / sum(weights) for weight in weights]
-    chosen = zip(documents, held_out, shares, strict=True)
-    both = [(x, m, s / (1 + bool(d.targets))) for d, m, s in chosen for x in (d, d.targets) if x]
-    samples = (_sample(d, ~m & (np.asarray(d.sizes) > 0), share) for d, m, share in both)
-    texts = (text for sample in samples for text in sample)
-    return train_bpe(texts, wanted.vocab_size, wanted.special_tokens)
-
-
-def _sample(documents: Documents, mask: np.ndarray, limit: float) -> Iterator[str]:
-    """Documents evenly from all over the source, up to about ``limit`` bytes."""
-    chosen = np.flatnonzero(mask)
-    total = int(np.asarray(documents.sizes)[chosen].sum())
-    stride = max(1, math.ceil(total / limit))
-    left = limit
-    for text in documents.texts(chosen[::stride]):
-        yield text[: int(left)]
-        left -= len(text.encode())
-        if left <= 0:
-            return

@@ -50,7 +50,8 @@ def _piece(source: PreparedSource, piece: tuple[int, int, int]) -> Piece:
     length = int(source.tokens.lengths[document])
     if source.targets is not None:
         target = source.targets.stream(document, 1, int(source.targets.lengths[document]))
-        return Piece(source.tokens.stream(document, 1, length), document, target=target)
+        labels = None if source.labels is None else source.labels.values(document)
+        return Piece(source.tokens.stream(document, start + 1, count), document, True, True, target, labels, start)
     stream = source.tokens.stream(document, start, count + 1)
     return Piece(stream, document, start == 0, start + count == length + 1)
 

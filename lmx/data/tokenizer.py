@@ -52,6 +52,13 @@ class Encoded(NamedTuple):
     types: list[int]
 
 
+class Spanned(NamedTuple):
+    """A text's token ids, and the characters [start, end) that each stands for, maybe a space before it among them."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
 class TextTokenizer(abc.ABC):
     """Text to token ids and back.
 
@@ -74,6 +81,18 @@ class TextTokenizer(abc.ABC):
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, without special tokens."""
         return self.encode_batch([text])[0]
+
+    @abc.abstractmethod
+    def encode_spans(self, texts: Sequence[str], *, special: bool = False) -> list[Spanned]:
+        """The token ids of each text, with the characters that they stand for.
+
+        Args:
+          texts: what to encode.
+          special: whether special tokens in the text are taken as such, as :meth:`encode_prompts` does.
+
+        Raises:
+          UserError: a tokenizer that does not know.
+        """
 
     @abc.abstractmethod
     def encode_prompts(self, texts: Sequence[Text], *, around: bool = True) -> list[Encoded]:

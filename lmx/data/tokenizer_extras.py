@@ -4,6 +4,7 @@ import base64
 import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from lmx.data.tokenizer import (
     SETTINGS,
     SPLIT,
     Encoded,
+    Spanned,
     Text,
     TextTokenizer,
     known_token,
@@ -97,9 +99,28 @@ class SentencePieceTokenizer(TextTokenizer):
         """See :class:`TextTokenizer`."""
         return self._processor.encode(list(texts))
 
+    def encode_spans(self, texts: Sequence[str], *, special: bool = False) -> list[Spanned]:
+        """See :class:`TextTokenizer`."""
+        return [self._spanned(text, self._specials() if special else {}) for text in texts]
+
+    def _spanned(self, text: str, specials: Mapping[str, int]) -> Spanned:
+        ids, spans, at = list[int](), list[tuple[int, int]](), 0
+        for part in _parts(text, specials):
+            if part in specials:
+                ids, spans = [*ids, specials[part]], [*spans, (at, at + len(part))]
+            else:
+                pieces = self._processor.encode(part, out_type="immutable_proto").pieces
+                ids += [piece.id for piece in pieces]
+                spans += [(at + piece.begin, at + piece.end) for piece in pieces]
+            at += len(part)
+        return Spanned(ids, spans)
+
+    def _specials(self) -> dict[str, int]:
+        return {**{p: self._processor.piece_to_id(p) for p in self._controls()}, **self._added}
+
     def encode_prompts(self, texts: Sequence[Text], *, around: bool = True) -> list[Encoded]:
         """See :class:`TextTokenizer`."""
-        specials = {**{p: self._processor.piece_to_id(p) for p in self._controls()}, **self._added}
+        specials = self._specials()
         start, end = (self._around(role) if around else [] for role in ("bos", "eos"))
         prompts = []
         for text in map(single, texts):
@@ -172,6 +193,16 @@ class TiktokenTokenizer(TextTokenizer):
         """See :class:`TextTokenizer`."""
         return self._encoding.encode_ordinary_batch(list(texts))
 
+    def encode_spans(self, texts: Sequence[str], *, special: bool = False) -> list[Spanned]:
+        """See :class:`TextTokenizer`."""
+        found = []
+        for text in texts:
+            ids = self._encoding.encode(text, allowed_special="all") if special else self.encode(text)
+            starts = self._encoding.decode_with_offsets(ids)[1]
+            ends = [max(start + 1, after) for start, after in pairwise([*starts, len(text)])]
+            found.append(Spanned(ids, list(zip(starts, ends, strict=True))))
+        return found
+
     def encode_prompts(self, texts: Sequence[Text], *, around: bool = True) -> list[Encoded]:
         """See :class:`TextTokenizer`."""
         around_by = [bool(around and self._settings.get(key)) for key in AROUND]
@@ -218,8 +249,13 @@ def is_tiktoken(data: bytes) -> bool:
 
 def _with_specials(text: str, specials: Mapping[str, int], encode: Callable[[str], list[int]]) -> list[int]:
     """The tokens of a text in which special tokens stand for themselves."""
+    parts = _parts(text, specials)
+    return [i for part in parts for i in ([specials[part]] if part in specials else encode(part))]
+
+
+def _parts(text: str, specials: Mapping[str, int]) -> list[str]:
+    """The text cut at its special tokens, which are parts of their own."""
     if not specials:
-        return encode(text)
+        return [text]
     longest_first = sorted(specials, key=len, reverse=True)
-    pieces = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
-    return [i for piece in pieces if piece for i in ([specials[piece]] if piece in specials else encode(piece))]
+    return [part for part in re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text) if part]

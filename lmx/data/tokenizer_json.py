@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer, processors
 
 from lmx.data import cache
-from lmx.data.tokenizer import SETTINGS, Encoded, Text, TextTokenizer, known_token, piece_bytes
+from lmx.data.tokenizer import SETTINGS, Encoded, Spanned, Text, TextTokenizer, known_token, piece_bytes
 
 AROUND = ("add_bos_token", "add_eos_token")
 """Settings that replace the post-processor, where they are there."""
@@ -50,6 +50,11 @@ class HuggingFaceTokenizer(TextTokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See :class:`TextTokenizer`."""
         return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_spans(self, texts: Sequence[str], *, special: bool = False) -> list[Spanned]:
+        """See :class:`TextTokenizer`."""
+        tokenizer = self._for_prompts if special else self._tokenizer
+        return [Spanned(e.ids, e.offsets) for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     def encode_prompts(self, texts: Sequence[Text], *, around: bool = True) -> list[Encoded]:
         """See :class:`TextTokenizer`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lmx.data import cache
-from lmx.data.tokenizer import SETTINGS, Encoded, Text, TextTokenizer, known_token, piece_bytes
+from lmx.data.tokenizer import SETTINGS, Encoded, Spanned, Text, TextTokenizer, known_token, piece_bytes
 from lmx.data.tokenizer_extras import extra, single
 from lmx.errors import UserError
 
@@ -50,6 +50,10 @@ class MarianTokenizer(TextTokenizer):
         """See :class:`TextTokenizer`."""
         unknown = self._ids[UNKNOWN]
         return [[self._ids.get(p, unknown) for p in self._source.encode(text, out_type=str)] for text in texts]
+
+    def encode_spans(self, texts: Sequence[str], *, special: bool = False) -> list[Spanned]:
+        """See :class:`TextTokenizer`."""
+        raise UserError("a Marian tokenizer has no places of its tokens in a text: use another for tags and answers")
 
     def encode_prompts(self, texts: Sequence[Text], *, around: bool = True) -> list[Encoded]:
         """See :class:`TextTokenizer`."""

@@ -3,14 +3,15 @@
 import math
 import statistics
 import time
+from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lmx.decode.generate import decoder_inputs, slots_for
+from lmx.decode.generate import decoder_inputs, keys, slots_for
 from lmx.decode.loop import Program, decode_chunk, prefill
+from lmx.decode.places import Places
 from lmx.decode.sampling import Sampling
 from lmx.errors import UserError
 from lmx.kernels.roofline import memory_bytes_per_second, peak_memory_bytes
@@ -19,9 +20,18 @@ from lmx.nn.module import Params
 
 
 def bench_decode(
-    spec: ModelSpec, params: Params, *, batch: int, prompt_length: int, new_tokens: int, repeats: int
+    spec: ModelSpec,
+    params: Params,
+    *,
+    batch: int,
+    prompt_length: int,
+    new_tokens: int,
+    repeats: int,
+    places: Places | None = None,
 ) -> dict[str, Any]:
     """Greedy decoding of random prompts, ``repeats`` times after one that compiles; medians, times in seconds.
+
+    ``params`` are unstacked, on a mesh as ``places`` say.
 
     ``tokens_per_second`` counts the new tokens of all rows over the whole call, prefill included.
     ``fraction_of_peak`` is the bytes of weights and cache that a step must read, over those that a sum over a large
@@ -32,14 +42,18 @@ def bench_decode(
             f"batch {batch}, prompt length {prompt_length}, new tokens {new_tokens}, repeats {repeats}: each is at "
             f"least 1, and a prompt with its new tokens fits the model's context of {spec.context}"
         )
+    if places is not None:
+        places.check_batch(batch)
     prompts = np.random.default_rng(0).integers(1, spec.vocab, (batch, prompt_length)).tolist()
     (inputs, source), sampling = decoder_inputs(spec, prompts), Sampling(temperature=0)
-    program, slots = Program(spec, sampling.filters), slots_for(inputs, new_tokens)
-    seeds, never = jax.random.split(jax.random.key(0), batch), jnp.array([-1], jnp.int32)
-    runs = []
+    reading, writing = (None, None) if places is None else (places.reading, places.writing)
+    program, slots = Program(spec, sampling.filters, writing), slots_for(inputs, new_tokens)
+    arrays = (inputs, source, np.arange(batch, dtype=np.uint32)), (np.array([-1], np.int32), sampling.values())
+    (inputs, source, numbers), (never, values) = arrays if places is None else places.put(*arrays)
+    seeds, read, runs = keys(numbers), replace(program, sharding=reading), []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        state = prefill(program, params, inputs, seeds, never, sampling.values(), slots=slots, source=source)
+        state = prefill(read, params, inputs, seeds, never, values, slots=slots, source=source)
         jax.block_until_ready(state.token)
         filled = time.perf_counter()
         state, tokens, _ = decode_chunk(program, params, state, new_tokens, steps=new_tokens)
@@ -56,6 +70,7 @@ def bench_decode(
         "peak_memory_bytes": peak_memory_bytes(),
         "memory_bytes_per_second": bandwidth,
         "fraction_of_peak": _bytes_read(params, state.cache.layers) / step_seconds / bandwidth,
+        "devices": 1 if writing is None else writing.mesh.size,
         "batch": batch,
         "prompt_length": prompt_length,
         "new_tokens": new_tokens,
@@ -65,7 +80,7 @@ def bench_decode(
 
 
 def _bytes_read(params: Params, cache: Any) -> int:
-    """What a step reads: every weight of the decoder but the positions' table, and the cache."""
+    """What a step reads on each device: every weight of the decoder but the positions' table, and the cache."""
     table = params.get("head", {}).get("table", params["embedding"]["table"])
     arrays = jax.tree.leaves([params["stack"], table, cache])
-    return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays)
+    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in arrays)

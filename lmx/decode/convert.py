@@ -16,6 +16,7 @@ from lmx.checkpoint.huggingface import new_directory, verify_tensors, write_json
 from lmx.data.chat import TEMPLATE
 from lmx.data.tokenizer import FILES, SETTINGS
 from lmx.data.tokenizer_files import SPECIALS_MAP
+from lmx.decode.adapters import export_adapter
 from lmx.decode.defaults import FILE as GENERATION
 from lmx.decode.forward import POOLED, is_encoder
 from lmx.decode.loaded import Model
@@ -23,7 +24,7 @@ from lmx.decode.sources import CHECKPOINTS, MODEL, PARAMS, Source, describe, ope
 from lmx.errors import LmxError, UserError
 from lmx.nn.module import Params
 
-Form = Literal["hf", "lmx"]
+Form = Literal["hf", "lmx", "peft"]
 DTYPES = ("float32", "bfloat16", "float16")
 TEXT_FILES = (
     *FILES,
@@ -62,7 +63,8 @@ def convert(
     step: int | None = None,
     told: Callable[[str], None] = lambda stage: None,
 ) -> Converted:
-    """Writes a model as a Hugging Face directory or as one of lmx, which appears whole or not at all.
+    """Writes a model as a Hugging Face directory or as one of lmx, or a run's adapter alone for PEFT; it appears whole
+    or not at all.
 
     One copy of the parameters is in memory at a time.
 
@@ -84,6 +86,9 @@ def convert(
     if target.resolve().is_relative_to(source.resolve()) and target.resolve() != source.resolve():
         raise UserError(f"{target} lies in {source}, which is only read; give a directory outside it")
     opened = open_source(source)
+    if to == "peft":
+        numbers, compared = export_adapter(opened, target, dtype, step, told)
+        return Converted(str(target), opened.config.family, sum(numbers.values()), numbers, compared)
     if to == "hf":
         opened.config.to_huggingface()  # refuses what has no such form before anything large is read
         if opened.config.config_map.own:
@@ -162,12 +167,15 @@ def _write_texts(source: Source, folder: Path) -> None:
         return
     if source.tokenizer is not None:
         source.tokenizer.save(folder)
+        if source.template is not None:
+            (folder / TEMPLATE).write_text(source.template.source, encoding="utf-8")
         if not (folder / FILES[0]).is_file():
             warnings.warn(f"the run's tokenizer is not a {FILES[0]}; lmx reads it, transformers may not", stacklevel=2)
     spec = source.config.spec()
     if spec.head is not None and not is_encoder(spec):
         drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        write_json(folder / GENERATION, {**_token_ids(source), **drawn})
+        ends = {"eos_token_id": list(source.defaults.stops)} if source.defaults.stops else {}
+        write_json(folder / GENERATION, {**_token_ids(source), **drawn, **ends})
 
 
 def _token_ids(source: Source) -> Mapping[str, int]:

@@ -1,7 +1,7 @@
 """From prompts to completions: padding, the compiled loop, stop strings, and text as it comes."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import jax
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmx.data.tokenizer import TextStream, TextTokenizer
-from lmx.decode.loop import Program, decode_chunk, prefill
+from lmx.decode.loop import Decoding, Program, decode_chunk, prefill
+from lmx.decode.places import Places
 from lmx.decode.sampling import Sampling
 from lmx.errors import UserError
 from lmx.models.model import Inputs
@@ -89,7 +90,9 @@ class Generator:
       tokenizer: text <-> tokens.
       stops: tokens that end a completion, beside the tokenizer's end of text.
       encode: a prompt's tokens; by default as documents begin in training, with the end-of-text token, or as an
-        encoder's input ends, with the same.
+        encoder's input ends, with the same; a prefix is the text alone.
+      prefix: whether all of a prompt sees all of it, in a decoder that learned so.
+      places: where arrays lie on a mesh; None for one device.
     """
 
     spec: ModelSpec
@@ -97,6 +100,8 @@ class Generator:
     tokenizer: TextTokenizer
     stops: tuple[int, ...] = ()
     encode: Callable[[str], list[int]] | None = None
+    prefix: bool = False
+    places: Places | None = None
 
     def stream(
         self,
@@ -118,14 +123,11 @@ class Generator:
         encoded = [self._encode(p, i, max_new_tokens) for i, p in enumerate(prompts)]
         ends = frozenset([self.tokenizer.end_id, *self.stops])
         rows = [Row(TextStream(self.tokenizer), ends, tuple(stop), max_new_tokens) for _ in prompts]
-        program, (inputs, source) = Program(self.spec, sampling.filters), decoder_inputs(self.spec, encoded)
-        keys = jax.vmap(jax.random.key)(jnp.array([s & 0xFFFFFFFF for s in seeds], jnp.uint32))
-        stops, slots = jnp.array(sorted(ends), jnp.int32), slots_for(inputs, max_new_tokens)
-        state = prefill(program, self.params, inputs, keys, stops, sampling.values(), slots=slots, source=source)
+        program, state = self._read(encoded, max_new_tokens, sampling, seeds, sorted(ends))
         for start in range(0, max_new_tokens, chunk):
             count = min(chunk, max_new_tokens - start)
             state, tokens, logprobs = decode_chunk(program, self.params, state, count, steps=chunk)
-            for row, new, scores in zip(rows, np.asarray(tokens), np.asarray(logprobs), strict=True):
+            for row, new, scores in zip(rows, np.asarray(tokens), np.asarray(logprobs), strict=False):
                 for token, score in zip(new.tolist(), scores.tolist(), strict=True):
                     row.push(token, score)
             yield rows, [row.news() for row in rows]
@@ -146,6 +148,37 @@ class Generator:
         chunks = self.stream(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seeds=seeds, stop=stop)
         return completed(list(chunks)[-1][0])
 
+    def _read(
+        self,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        ends: Sequence[int],
+    ) -> tuple[Program, Decoding]:
+        """The program that goes on, and its state after the prompts, which are repeated until the mesh divides them."""
+        places = self.places
+        more = 0 if places is None else -len(prompts) % places.rows
+        prompts, seeds = [*prompts, *[prompts[-1]] * more], [*seeds, *[seeds[-1]] * more]
+        numbers = np.array([seed & 0xFFFFFFFF for seed in seeds], np.uint32)
+        inputs, source = decoder_inputs(self.spec, prompts, prefix=self.prefix)
+        slots = slots_for(inputs, new_tokens)
+        arrays = (inputs, source, numbers), (np.array(ends, np.int32), sampling.values())
+        (inputs, source, numbers), (stops, values) = arrays if places is None else places.put(*arrays)
+        reading, writing = (None, None) if places is None else (places.reading, places.writing)
+        program = Program(self.spec, sampling.filters, writing)
+        state = prefill(
+            replace(program, sharding=reading),
+            self.params,
+            inputs,
+            keys(numbers),
+            stops,
+            values,
+            slots=slots,
+            source=source,
+        )
+        return program, state
+
     def _encode(self, prompt: str, index: int, new: int) -> list[int]:
         tokens = self.encode(prompt) if self.encode else self._as_trained(prompt)
         if new < 1:
@@ -161,14 +194,25 @@ class Generator:
 
     def _as_trained(self, prompt: str) -> list[int]:
         tokens, end = self.tokenizer.encode(prompt), self.tokenizer.end_id
+        if self.prefix:
+            return tokens or [end]
         return [end, *tokens] if self.spec.encoder is None else [*tokens, end]
 
 
-def decoder_inputs(spec: ModelSpec, prompts: Sequence[Sequence[int]]) -> tuple[Inputs, Inputs | None]:
-    """What is decoded from: the prompts; of an encoder-decoder the start token, and the prompts for its encoder."""
+@jax.jit
+def keys(seeds: jax.Array) -> jax.Array:
+    """A PRNG key for each of uint32 [batch]."""
+    return jax.vmap(jax.random.key)(seeds)
+
+
+def decoder_inputs(
+    spec: ModelSpec, prompts: Sequence[Sequence[int]], *, prefix: bool = False
+) -> tuple[Inputs, Inputs | None]:
+    """What is decoded from: the prompts, which ``prefix`` makes see all of themselves; of an encoder-decoder the start
+    token, and the prompts for its encoder."""
     padded = left_padded(prompts)
     if spec.encoder is None:
-        return padded, None
+        return replace(padded, prefix=padded.segments > 0) if prefix else padded, None
     return Inputs.whole(jnp.full((len(prompts), 1), spec.encoder.decoder_start, jnp.int32)), padded
 
 

@@ -1,29 +1,29 @@
-"""A trained model of the Python API: ``lmx.load(path)``."""
+"""A trained model of the Python API: what ``lmx.load(path)`` gives."""
 
 import dataclasses
 import functools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 
-from lmx.data.chat import ChatTemplate, Message, check_messages
+from lmx.data.chat import ChatTemplate, Message
 from lmx.data.tokenizer import Encoded, Text, TextTokenizer
 from lmx.decode import forward, rows
+from lmx.decode.classified import Classified, classified
 from lmx.decode.defaults import Defaults
 from lmx.decode.generate import Completion, Generator, Row, completed
-from lmx.decode.sources import open_source
+from lmx.decode.places import Places, unstacker
+from lmx.decode.prompts import Prompts, seeds_of
 from lmx.errors import UserError
 from lmx.experiment import Experiment
 from lmx.models.config import ModelConfig
-from lmx.models.model import Inputs, cast_floats, unstack_layers
+from lmx.models.model import Inputs, cast_floats
 from lmx.models.specs import ModelSpec
 from lmx.nn.module import Params
-from lmx.sharding.mesh import MeshConfig, build_mesh
-from lmx.sharding.rules import Rules, Sharding, use_sharding
+from lmx.sharding.rules import Rules, Sharding
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Model:
       defaults: how it is meant to be decoded: what :meth:`generate` does unless it is told otherwise.
       template: of its chats, if it has one.
       sharding: the mesh that it lies on; None is a single device.
+      reading: on a mesh, the rules of activations while prompts are read; None: the same as while tokens are written.
+      classes: the names of the outputs of a head for classes, in order; none of other heads.
+      several: whether any number of them may hold of a text.
     """
 
     config: ModelConfig
@@ -51,6 +54,9 @@ class Model:
     defaults: Defaults = field(default_factory=Defaults)
     template: ChatTemplate | None = None
     sharding: Sharding | None = None
+    reading: Rules | None = None
+    classes: tuple[str, ...] = ()
+    several: bool = False
 
     @functools.cached_property
     def spec(self) -> ModelSpec:
@@ -63,14 +69,35 @@ class Model:
     @functools.cached_property
     def _ready(self) -> Params:
         """The parameters in the dtype to compute in."""
-        return cast_floats(self.params, self.compute or self.params["embedding"]["table"].dtype)
+        return cast(Params, cast_floats(self.params, self._dtype))
+
+    @property
+    def _dtype(self) -> Any:
+        return self.compute or self.params["embedding"]["table"].dtype
+
+    @functools.cached_property
+    def prompts(self) -> Prompts:
+        """How texts become what it reads."""
+        return Prompts(self.tokenizer, self.defaults.tokens, self.template, bare=self._is_bare)
+
+    @property
+    def _reads_prefix(self) -> bool:
+        """Whether it is a decoder that learned to see all of a prompt at once."""
+        run = self.experiment
+        return run is not None and self.spec.encoder is None and run.objective.reads_prefix
+
+    @property
+    def _is_bare(self) -> bool:
+        """Whether its prompts have no end token around."""
+        return self._reads_prefix and self.experiment is not None and not self.experiment.objective.ends_source
 
     @functools.cached_property
     def generator(self) -> Generator:
-        """The decoding form of the model: layers unstacked once.
+        """The decoding form of the model: layers unstacked once, each device holding its part.
 
         Raises:
-          UserError: an encoder, a model that predicts no tokens, or one without a tokenizer.
+          UserError: an encoder, a model that predicts no tokens, or one without a tokenizer; a mesh that does not
+            divide it.
         """
         if forward.is_encoder(self.spec):
             raise UserError(
@@ -79,9 +106,11 @@ class Model:
         if self.spec.head is None:
             raise UserError(f"this {self.config.family} has no head that predicts tokens; call embed or scores")
         self.defaults.warn_unknown()
+        texts, encode = self.prompts.texts, self.prompts.encode
         stops = tuple(i for i in self.defaults.stops if 0 <= i < self.spec.vocab)
-        ready = jax.jit(lambda p: unstack_layers(self.spec, p))(self._ready)
-        return Generator(self.spec, ready, self._texts(), stops, encode=self._prompt)
+        places = None if self.sharding is None else Places.of(self.sharding, self.reading)
+        params = unstacker(self.spec, jnp.dtype(self._dtype), places)(self.params)
+        return Generator(self.spec, params, texts, stops, encode=encode, prefix=self._reads_prefix, places=places)
 
     def tokenize(self, texts: Sequence[Text], *, around: bool = True) -> list[Encoded]:
         """The tokens of texts, or of pairs of them, as the model reads them: special tokens in the text are taken as
@@ -90,9 +119,7 @@ class Model:
         Raises:
           UserError: there is no tokenizer, or a single string in place of a list.
         """
-        if isinstance(texts, str):
-            raise UserError("a single string was given in place of a list of texts; put it in a list")
-        return self._texts().encode_prompts(list(texts), around=around)
+        return self.prompts.tokenize(texts, around=around)
 
     def logits(self, tokens: Any, decoder_tokens: Any = None) -> jax.Array:
         """Float32 [batch, length, vocab] of int32 tokens [batch, length], each row one text without padding.
@@ -131,6 +158,21 @@ class Model:
         if self.spec.encoder is not None and decoder is None:
             decoder = rows.shifted(own, self.spec.encoder.decoder_start)
         return self._run(forward.task_scores, (heads[0],), own, decoder)
+
+    def classify(self, texts: Sequence[Text]) -> list[Classified]:
+        """The class of each text, or pair of texts, with the probabilities of all classes by name (LABEL_0, ... where
+        the model has no names for them); all classes that hold of it, where any number of them may.
+
+        Raises:
+          UserError: a model without a head for the classes of texts.
+        """
+        if self.config.task != "sequence_classification":
+            raise UserError(
+                f"this {self.config.family} has no head for the classes of texts (model.task is {self.config.task!r}); "
+                "call scores"
+            )
+        names = self.classes or tuple(f"LABEL_{i}" for i in range(self.config.classes))
+        return classified(self.scores(texts), names, several=self.several)
 
     def embed(self, texts: Any) -> jax.Array:
         """Float32 [batch, embed]: the model's own pooled embedding if it has one (BERT's pooler), else the mean over
@@ -207,31 +249,18 @@ class Model:
 
     def chat_text(self, messages: Sequence[Message], **template_options: Any) -> str:
         """The text of a conversation as the model was trained on it, up to where its answer begins."""
-        check_messages(messages)
-        if self.template is None:
-            raise UserError("this model has no chat template; give generate a prompt, or take the model's chat version")
-        return self.template.render(messages, **template_options)
-
-    def _texts(self) -> TextTokenizer:
-        if self.tokenizer is None:
-            raise UserError(
-                "this model has no tokenizer, so it takes tokens only; put its tokenizer.json (or tokenizer.model, "
-                "spiece.model, vocab.txt) into its directory"
-            )
-        return self.tokenizer
-
-    def _prompt(self, text: str) -> list[int]:
-        """A prompt's tokens; nothing at all begins as any text does, and at least with the end of another."""
-        first = self.defaults.tokens.get("bos", self._texts().end_id)
-        return self.tokenize([text])[0].ids or [first]
+        return self.prompts.chat(messages, template_options)
 
     def _read(self, texts: Sequence[Text]) -> Inputs:
         return rows.of_texts(self.spec, self.tokenize(texts))
 
     def _run(self, function: Any, static: tuple[Any, ...], inputs: Inputs, *decoder: Inputs | None) -> jax.Array:
         """What a function of :mod:`lmx.decode.forward` gives for these rows."""
+        count, length = (decoder[0] if decoder and decoder[0] is not None else inputs).tokens.shape
         both = (own and rows.divisible(own, self.sharding) for own in (inputs, *decoder))
-        return function(self.spec, self.sharding, *static, self._ready, *both)[: len(inputs.tokens)]
+        out = function(self.spec, self.sharding, *static, self._ready, *both)
+        out = out if self.sharding is None else self.sharding.whole(out)
+        return cast(jax.Array, out[:count, :length] if out.ndim == 3 else out[:count])
 
     def chunks(
         self, prompts: Sequence[str], *, seed: int | Sequence[int] = 0, is_chat: bool = False, **options: Any
@@ -241,71 +270,8 @@ class Model:
         ``is_chat`` says that prompts are from :meth:`chat_text`, and have their special tokens already; ``options`` are
         those of :meth:`stream`.
         """
-        if isinstance(prompts, str):
-            raise UserError("prompts is a single string; give a list of strings")
-        count, texts, seeds = len(prompts), list(prompts), list(_seeds(seed, prompts))
-        more = 0 if self.sharding is None else -count % self.sharding.ways("act_batch")
-        texts, seeds = texts + texts[-1:] * more, seeds + seeds[-1:] * more
         options = {"max_new_tokens": 64, "sampling": self.defaults.sampling, **options}
-        generator = self.generator
+        seeds, generator = seeds_of(seed, prompts), self.generator
         if is_chat:
-            generator = dataclasses.replace(generator, encode=lambda text: self.tokenize([text], around=False)[0].ids)
-        # The mesh divides the batch: prompts are repeated until it does, and only theirs are yielded.
-        stream = generator.stream(texts, seeds=seeds, **options)
-        while True:
-            with use_sharding(self.sharding):  # not around the yield, where the caller's own code runs
-                latest = next(stream, None)
-            if latest is None:
-                return
-            yield latest[0][:count], latest[1][:count]
-
-
-def _seeds(seed: int | Sequence[int], prompts: Sequence[str]) -> Sequence[int]:
-    if isinstance(seed, int):
-        return [seed + i for i in range(len(prompts))]
-    if len(seed) != len(prompts):
-        raise UserError(f"there are {len(seed)} seeds for {len(prompts)} prompts; give one each, or a single one")
-    return seed
-
-
-def load(
-    path: str | os.PathLike[str],
-    *,
-    step: int | None = None,
-    dtype: Any = None,
-    mesh: MeshConfig | None = None,
-    rules: Rules | None = None,
-) -> Model:
-    """The model in a directory.
-
-    Args:
-      path: a run directory (its averaged parameters if the run averaged them, else its parameters), a Hugging Face
-        directory (``config.json``, safetensors and, for text, a tokenizer), or what ``lmx convert --to lmx`` made.
-      step: of a run, the checkpoint's step; the newest good one by default.
-      dtype: of the parameters and of the computation. By default they stay as stored, and a run's model computes in the
-        run's dtype, another in that of its parameters.
-      mesh: the devices to spread the model over; one device by default.
-      rules: how the model's axes lie on the mesh; by default the run's, or lmx's own.
-
-    Raises:
-      UserError: no model there, no such checkpoint, or files that are missing, not whole, or do not fit each other.
-      LmxError: every checkpoint is damaged.
-
-    Warns:
-      UserWarning: a tensor that holds NaN or infinite values, by name; settings that are passed over.
-    """
-    source = open_source(Path(path))
-    own = source.experiment.rules if source.experiment else Rules()
-    sharding = None if mesh is None else Sharding(build_mesh(mesh), rules or own)
-    params, at = source.read(dtype, sharding, step)
-    return Model(
-        source.config,
-        params,
-        source.tokenizer,
-        dtype or source.compute,
-        at,
-        source.experiment,
-        source.defaults,
-        source.template,
-        sharding,
-    )
+            generator = dataclasses.replace(generator, encode=self.prompts.encode_chat)
+        yield from generator.stream(prompts, seeds=seeds, **options)

@@ -1,8 +1,9 @@
 """The decoding loop as two jitted programs: prefill, and a chunk of single-token steps over a donated cache."""
 
 import functools
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +13,20 @@ from lmx.models.model import Inputs, apply, empty_cache, encode, logits
 from lmx.models.specs import ModelSpec
 from lmx.nn.cache import Cache
 from lmx.nn.module import Params
-from lmx.sharding.rules import Sharding, current
+from lmx.sharding.rules import Sharding, constrain, use_sharding
 
+P = ParamSpec("P")
+T = TypeVar("T")
 FIELDS = ["cache", "token", "logprob", "position", "index", "seeds", "seen", "done", "stops", "values"]
 
 
 @dataclass(frozen=True)
 class Program:
-    """What a compiled loop depends on beside the arrays' shapes."""
+    """What a compiled loop depends on beside the arrays' shapes: ``sharding`` has the rules for unrolled layers."""
 
     spec: ModelSpec
     filters: Filters
-    sharding: Sharding | None = field(default_factory=current)
+    sharding: Sharding | None = None
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=FIELDS, meta_fields=[])
@@ -49,7 +52,19 @@ class Decoding:
     values: dict[str, jax.Array]
 
 
+def _on_mesh(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, traced with the sharding of its first argument, a program."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with use_sharding(cast(Program, args[0]).sharding):
+            return function(*args, **kwargs)
+
+    return run
+
+
 @functools.partial(jax.jit, static_argnames=("program", "slots"))
+@_on_mesh
 def prefill(
     program: Program,
     params: Params,
@@ -64,7 +79,7 @@ def prefill(
     """Reads the prompts and chooses each row's first token.
 
     Args:
-      program: the model's shape and the sampling filters.
+      program: the model's shape, the sampling filters and the layout.
       params: with unstacked layers, in the dtype to compute in.
       inputs: prompts [batch, length], padded on the left with segment 0, so that all rows write the same slots.
       seeds: one PRNG key a row.
@@ -100,14 +115,15 @@ def prefill(
 
 
 @functools.partial(jax.jit, static_argnames=("program", "steps"), donate_argnames=("state",))
+@_on_mesh
 def decode_chunk(
     program: Program, params: Params, state: Decoding, count: jax.Array | int, *, steps: int
 ) -> tuple[Decoding, jax.Array, jax.Array]:
     """Emits up to ``count`` (at most ``steps``) tokens a row: the one chosen already, and those that follow it.
 
     Returns:
-      The state (the old one is donated), int32 tokens [batch, steps] and their float32 log-probabilities. A row that
-      is done, or whose stop token was emitted, holds -1 from there on.
+      The state (the old one is donated), int32 tokens [batch, steps] and their float32 log-probabilities, which every
+      device has whole. A row that is done, or whose stop token was emitted, holds -1 from there on.
     """
     batch = state.token.shape[0]
     tokens, logprobs = jnp.full((batch, steps), -1, jnp.int32), jnp.zeros((batch, steps), jnp.float32)
@@ -122,16 +138,16 @@ def decode_chunk(
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, emitted[:, None], step, axis=1)
         logprobs = jax.lax.dynamic_update_slice_in_dim(logprobs, state.logprob[:, None], step, axis=1)
         ended = state.done | (state.token[:, None] == state.stops).any(-1)
-        return step + 1, _advance(program, params, state, ended), tokens, logprobs
+        return step + 1, advance(program, params, state, ended), tokens, logprobs
 
     _, state, tokens, logprobs = jax.lax.while_loop(going, body, (jnp.int32(0), state, tokens, logprobs))
-    return state, tokens, logprobs
+    return state, constrain(tokens, (None, None)), constrain(logprobs, (None, None))
 
 
-def _advance(program: Program, params: Params, state: Decoding, done: jax.Array) -> Decoding:
+def advance(program: Program, params: Params, state: Decoding, done: jax.Array) -> Decoding:
     """Writes the chosen token to the cache and chooses the next."""
     column = lambda a: a[:, None]  # noqa: E731
-    position = state.position + 1
+    position = constrain(state.position + 1, ("act_batch",))
     inputs = Inputs(column(state.token), column(position), jnp.ones_like(column(position)))
     out = apply(program.spec, params, inputs, cache=state.cache)
     state = replace(state, cache=_present(out.cache), position=position, done=done)

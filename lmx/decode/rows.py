@@ -1,5 +1,6 @@
 """The rows that one pass of a loaded model reads: texts that are padded, and tokens that are checked."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -68,9 +69,19 @@ def shifted(inputs: Inputs, start: int) -> Inputs:
 
 
 def divisible(inputs: Inputs, sharding: Sharding | None) -> Inputs:
-    """The inputs with their last row repeated until the mesh divides the batch."""
-    missing = 0 if sharding is None else -inputs.tokens.shape[0] % sharding.ways("act_batch")
-    return jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], missing, axis=0)]), inputs)
+    """The inputs as the mesh takes them: the last row repeated, and padding (segment 0) on the right, until it divides
+    batch and length."""
+    if sharding is None:
+        return inputs
+    axes, (rows, length) = ("act_batch", "act_length"), inputs.tokens.shape
+    ways = math.lcm(sharding.ways("act_length"), sharding.ways("act_residual"))
+    missing = (0, -rows % sharding.ways("act_batch")), (0, -length % ways)
+
+    def fitted(array: jax.Array) -> jax.Array:
+        padded = np.pad(np.asarray(array), ((0, 0), missing[1]))
+        return sharding.put(np.pad(padded, (missing[0], (0, 0)), mode="edge"), axes)
+
+    return jax.tree.map(fitted, inputs)
 
 
 def _checked(spec: ModelSpec, values: Any, what: str) -> jax.Array:

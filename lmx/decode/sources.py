@@ -1,5 +1,6 @@
 """Where a model can come from: a run, a Hugging Face directory, or what ``lmx convert --to lmx`` made of either."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,18 +10,22 @@ import jax
 import numpy as np
 
 from lmx import config as configs
+from lmx.adapters.base import check_base, checksum, merge
 from lmx.checkpoint.checkpointer import load_subtree
 from lmx.checkpoint.huggingface import import_params, open_directory
 from lmx.checkpoint.huggingface.plan import flat
 from lmx.checkpoint.huggingface.tensors import read_json
 from lmx.data.chat import ChatTemplate, find_template
+from lmx.data.framing import as_prompted
 from lmx.data.tokenizer import TextTokenizer, load_tokenizer, tokenizer_file
 from lmx.decode.defaults import Defaults, read_defaults
 from lmx.errors import UserError
 from lmx.experiment import Experiment, RunDir
 from lmx.models.config import ModelConfig
+from lmx.models.config_map import CLASSIFYING
 from lmx.models.model import cast_floats, param_axes, param_shapes
 from lmx.nn.module import Params
+from lmx.optim.names import pick, put
 from lmx.sharding.rules import Sharding
 
 MODEL, CHECKPOINTS, PARAMS = "model.json", "checkpoints", "params"
@@ -60,6 +65,13 @@ class Source:
     experiment: Experiment | None = None
     entries: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the outputs of a head for classes, in order; none where they are not known."""
+        names = self.entries.get("id2label") or {}
+        wanted = range(self.config.classes if self.config.task in CLASSIFYING else 0)
+        return tuple(str(names[str(i)]) for i in wanted) if all(str(i) in names for i in wanted) else ()
+
 
 def open_source(path: Path) -> Source:
     """The model in a directory, told by what lies there.
@@ -80,15 +92,72 @@ def _run(path: Path) -> Source:
     run = RunDir(path)
     experiment = run.load_experiment()
     spec = experiment.model.spec()
-    part = "ema" if experiment.train.ema else PARAMS
 
     def read(dtype: Any, sharding: Sharding | None, step: int | None) -> tuple[Params, int]:
-        target = _placed(experiment.model, param_shapes(spec), sharding)
-        restored = load_subtree(run.checkpoints_of(experiment), part, target, step)
-        return _cast(restored.state, dtype), restored.step
+        params, at = read_run(run, experiment, sharding, step)
+        return _cast(params, dtype), at
 
-    tokenizer = load_tokenizer(run.tokenizer).with_end_token(before=spec.encoder is None)
-    return Source(path, experiment.model, read, experiment.train.compute, tokenizer, experiment=experiment)
+    before, own = spec.encoder is None, load_tokenizer(run.tokenizer)
+    framed = experiment.objective.framed
+    template = find_template(run.tokenizer, own.special_tokens)
+    ending = None if template is None else template.turn_end(own)
+    return Source(
+        path,
+        experiment.model,
+        read,
+        experiment.train.compute,
+        as_prompted(own, before=before) if framed else own.with_end_token(before=before),
+        Defaults() if ending is None else Defaults(stops=tuple({own.end_id, ending})),
+        template,
+        experiment,
+        _class_entries(run, experiment.objective.problem),
+    )
+
+
+def read_run(run: RunDir, experiment: Experiment, sharding: Sharding | None, step: int | None) -> tuple[Params, int]:
+    """A run's parameters, averaged if it averages them, and the checkpoint's step; an adapter is merged into the model
+    beside it.
+
+    Raises:
+      UserError: that is not the model that the adapter was trained beside.
+    """
+    spec, adapter = experiment.model.spec(), experiment.adapter
+    if adapter.alone:
+        base, _ = open_source(Path(experiment.init_from)).read("float32", sharding, None)
+        check_base(run.base, experiment.init_from, checksum(base))
+        own, at = read_trained(run, experiment, sharding, step)
+        return jax.jit(lambda base, own: merge(adapter, base, param_axes(spec), own))(base, own), at
+    if experiment.train.ema and not experiment.optimizer.frozen:
+        return read_trained(run, experiment, sharding, step)
+    target = _placed(experiment.model, param_shapes(spec), sharding)
+    restored = load_subtree(run.checkpoints_of(experiment), PARAMS, target, step)
+    if not experiment.train.ema:
+        return restored.state, restored.step
+    return put(restored.state, read_trained(run, experiment, sharding, restored.step)[0]), restored.step
+
+
+def read_trained(
+    run: RunDir, experiment: Experiment, sharding: Sharding | None = None, step: int | None = None
+) -> tuple[Params, int]:
+    """What a run's steps changed of its parameters, averaged if it averages them, and the checkpoint's step."""
+    axes, shapes = param_axes(experiment.model.spec()), param_shapes(experiment.model.spec())
+    adapt = functools.partial(experiment.adapter.adapt, axes=axes, key=jax.random.key(0))
+    target = pick(jax.eval_shape(adapt, shapes), experiment.trains)
+    if sharding is not None:
+        own = pick(experiment.adapter.axes(axes), experiment.trains)
+        target = jax.tree.map(lambda s, names: s.update(sharding=sharding.named(names)), target, own)
+    part = "ema" if experiment.train.ema else PARAMS
+    restored = load_subtree(run.checkpoints_of(experiment), part, target, step)
+    return restored.state, restored.step
+
+
+def _class_entries(run: RunDir, problem: str) -> dict[str, Any]:
+    """The names of a run's classes and what is asked of them, as a ``config.json`` has it; nothing without classes."""
+    content: dict[str, Any] = read_json(run.data) if run.data.is_file() else {}
+    names = content.get("classes", [])
+    labels = {str(index): name for index, name in enumerate(names)}
+    named = {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}} if labels else {}
+    return named | ({"problem_type": problem} if problem else {})
 
 
 def _huggingface(path: Path) -> Source:

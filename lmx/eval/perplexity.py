@@ -1,7 +1,7 @@
 """Loss, perplexity and bits per byte over packed held-out rows."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -14,17 +14,21 @@ from lmx.data.loader import Loader
 from lmx.data.prepare import prepare
 from lmx.data.rows import held_out_rows
 from lmx.decode.forward import is_encoder
+from lmx.decode.frozen import load_frozen
 from lmx.decode.loaded import Model
 from lmx.errors import UserError
 from lmx.experiment import Compute, Experiment, TrainConfig
 from lmx.models.model import cast_floats
+from lmx.models.schedules import PipelineConfig, check_pipeline
 from lmx.nn.module import Params
-from lmx.objectives.objective import Batch
+from lmx.objectives.objective import Batch, Frozen
 from lmx.sharding.mesh import MeshConfig, build_mesh
+from lmx.sharding.processes import agreed, is_first
 from lmx.sharding.rules import Sharding, use_sharding
 
 Sums = dict[str, jax.Array]
 Totals = dict[str, Any]
+BATCH = ("act_batch", "act_length")
 LENGTH = 1024
 """Tokens in a row for a model of no run, where its context is longer."""
 
@@ -34,46 +38,57 @@ class Score:
     """How well a model predicts a text.
 
     Attributes:
-      loss: nats a target.
-      perplexity: e to the loss.
+      loss: nats a target; of numbers, their squared error.
+      perplexity: e to the loss; where targets are no tokens of text, None, as the bits per byte.
       bits_per_byte: all the targets' bits, over the bytes of text that they stand for; comparable between tokenizers.
-      accuracy: share of targets that are the arg-max.
+      accuracy: share of targets that are the arg-max; None of numbers.
       targets: how many there were.
       bytes: of text.
       baseline_accuracy: share of targets that are the commonest of them: what guessing one token reaches.
       pair_accuracy: of an objective that asks about pairs of sentences, the share of right answers.
+      f1: of classes, the mean over those that there are; of answers, the mean over examples of their tokens'.
     """
 
     loss: float
-    perplexity: float
-    bits_per_byte: float
-    accuracy: float
+    perplexity: float | None
+    bits_per_byte: float | None
+    accuracy: float | None
     targets: int
     bytes: int
-    baseline_accuracy: float = math.nan
+    baseline_accuracy: float | None = math.nan
     pair_accuracy: float | None = None
+    f1: float | None = None
 
 
-def jit_sums(experiment: Experiment, sharding: Sharding) -> Callable[[Params, Batch, jax.Array], Sums]:
-    """The compiled sums of one batch: (params, batch, int32 bytes of each token [tokens]) -> float32 scalars, and
-    ``counts`` [tokens], how often each token is a target."""
+def jit_sums(experiment: Experiment, sharding: Sharding) -> Callable[..., Sums]:
+    """The compiled sums of one batch: (params, batch, int32 bytes of each token [tokens], the frozen models that the
+    objective reads) -> float32 scalars, and ``counts`` [tokens], how often each token is a target."""
+    objective = experiment.objective.evaluated
 
-    def sums(params: Params, batch: Batch, token_bytes: jax.Array) -> Sums:
+    def sums(params: Params, batch: Batch, token_bytes: jax.Array, frozen: Mapping[str, Frozen]) -> Sums:
         with use_sharding(sharding):
             low = cast_floats(params, experiment.train.compute)
-            loss = experiment.objective.loss(experiment.model.spec(), low, batch, remat="full")
-            targets, weights = experiment.objective.scored(batch)
+            loss, measures = objective.measured(frozen, experiment.model.spec(), low, batch)
+            targets, weights = objective.scored(batch)
             counted = jnp.where(weights > 0, token_bytes[targets], 0)
         counts = jnp.zeros(token_bytes.shape, jnp.float32).at[targets].add(weights)
         pairs = loss.aux.get("pairs", {})
-        sums = {"nll": loss.nll, "weight": loss.weight, "correct": loss.correct, "bytes": counted.sum()}
+        sums = {"nll": loss.nll, "weight": loss.weight, **measures}
+        sums |= {} if objective.targets == "numbers" else {"correct": loss.correct}
+        sums |= {"bytes": counted.sum()} if objective.targets == "tokens" else {}
         return sums | {"counts": counts} | {f"pair_{name}": value for name, value in pairs.items()}
 
     return jax.jit(sums, out_shardings=sharding.replicated())
 
 
-def score(compiled: Callable[..., Sums], params: Params, batches: Iterable[Batch], token_bytes: jax.Array) -> Score:
-    """The score of a model over batches, summed in float64 on the host.
+def score(
+    compiled: Callable[..., Sums],
+    params: Params,
+    batches: Iterable[Batch],
+    token_bytes: jax.Array,
+    frozen: Mapping[str, Frozen] | None = None,
+) -> Score:
+    """The score of a model over batches, summed in float64 on the host; ``frozen`` is for objectives that need it.
 
     Raises:
       UserError: the batches hold no targets.
@@ -81,24 +96,49 @@ def score(compiled: Callable[..., Sums], params: Params, batches: Iterable[Batch
     totals: Totals = {}
     pending: Sums | None = None
     for batch in batches:
-        sums = compiled(params, batch, token_bytes)
+        sums = compiled(params, batch, token_bytes, frozen or {})
         totals = _added(totals, pending)  # one batch late, so that the device never waits for the host
         pending = sums
     totals = _added(totals, pending)
     if not totals.get("weight"):
         raise UserError("the held-out rows hold nothing to predict; raise data.held_out or give more text")
     loss = totals["nll"] / totals["weight"]
-    size, asked = totals["bytes"], totals.get("pair_weight")
+    size, asked = totals.get("bytes"), totals.get("pair_weight")
+    chosen, is_text = "correct" in totals, size is not None
     return Score(
         loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),
-        bits_per_byte=totals["nll"] / math.log(2) / size if size else math.nan,
-        accuracy=totals["correct"] / totals["weight"],
-        targets=int(totals["weight"]),
-        bytes=int(size),
-        baseline_accuracy=float(np.max(totals["counts"])) / totals["weight"],
+        perplexity=math.exp(min(loss, 700.0)) if is_text else None,
+        bits_per_byte=(totals["nll"] / math.log(2) / size if size else math.nan) if is_text else None,
+        accuracy=totals["correct"] / totals["weight"] if chosen else None,
+        targets=round(float(totals["weight"])),
+        bytes=int(size or 0),
+        baseline_accuracy=float(np.max(totals["counts"])) / totals["weight"] if chosen else None,
         pair_accuracy=totals["pair_correct"] / asked if asked else None,
+        f1=_f1(totals),
     )
+
+
+def _f1(totals: Totals) -> float | None:
+    """The targets' mean F1, or the mean over the classes that there are (macro F1)."""
+    if "f1" in totals:
+        return float(totals["f1"] / totals["weight"])
+    if "cases" not in totals:
+        return None
+    there = totals["cases"] > 0
+    both = totals["guesses"] + totals["cases"]
+    return float((2 * totals["hits"][there] / both[there]).mean())
+
+
+def in_words(score: Mapping[str, Any], prefix: str = "") -> str:
+    """The values of a score (by the names of :class:`Score`, after ``prefix``) as a part of a sentence."""
+    found = {name: score.get(prefix + name) for name in ("perplexity", "bits_per_byte", "accuracy", "f1")}
+    told = [f"loss {score[prefix + 'loss']:.4f}"]
+    if found["bits_per_byte"] is not None:
+        return f"{told[0]}, perplexity {found['perplexity']:.2f}, {found['bits_per_byte']:.4f} bits per byte"
+    if found["accuracy"] is not None:
+        baseline = score[prefix + "baseline_accuracy"]
+        told.append(f"accuracy {found['accuracy']:.1%} (the commonest alone: {baseline:.1%})")
+    return ", ".join(told + ([f"F1 {found['f1']:.4f}"] if found["f1"] is not None else []))
 
 
 def evaluate(model: Model, data: DataConfig, *, length: int = 0, batch: int = 8, rows: int = 0) -> Score:
@@ -113,7 +153,7 @@ def evaluate(model: Model, data: DataConfig, *, length: int = 0, batch: int = 8,
 
     Raises:
       UserError: a model that does not predict the next token, rows longer than its context, a tokenizer of more tokens
-        than it has, or nothing to score.
+        than it has, or nothing to score; a mesh that does not divide the batch or the rows.
     """
     if model.experiment is None:
         _check_predicts(model)
@@ -121,7 +161,10 @@ def evaluate(model: Model, data: DataConfig, *, length: int = 0, batch: int = 8,
     length = length or experiment.train.length
     if length > model.spec.context:
         raise UserError(f"--length {length} is longer than the model's context of {model.spec.context}")
-    prepared = prepare(data)
+    sharding = model.sharding or Sharding(build_mesh(MeshConfig(data=1), jax.local_devices()[:1]), experiment.rules)
+    _check_mesh(experiment, sharding, batch, length)
+    with agreed():
+        prepared = prepare(data, progress=is_first())
     if prepared.tokenizer.vocab_size > model.spec.vocab:
         raise UserError(
             f"the tokenizer has {prepared.tokenizer.vocab_size} tokens, more than the model's {model.spec.vocab}; it "
@@ -131,10 +174,23 @@ def evaluate(model: Model, data: DataConfig, *, length: int = 0, batch: int = 8,
     held_out: Any = held_out_rows(prepared, length=sized.layout(prepared.tokenizer))
     held_out = held_out[:rows] if 0 < rows < len(held_out) else held_out
     token_bytes = jnp.asarray(prepared.tokenizer.token_bytes())
-    sharding = model.sharding or Sharding(build_mesh(MeshConfig(data=1), jax.devices()[:1]), experiment.rules)
-    with Loader(held_out, batch=batch) as batches:
+    with Loader(held_out, batch=batch, sharding=sharding.named(BATCH)) as batches:
         started = (_started(b, prepared.tokenizer.end_id, _start(model)) for b in batches)
-        return score(jit_sums(experiment, sharding), model.params, started, token_bytes)
+        frozen = load_frozen(replace(experiment, objective=experiment.objective.evaluated), sharding, prepared)
+        return score(jit_sums(experiment, sharding), model.params, started, token_bytes, frozen)
+
+
+def _check_mesh(experiment: Experiment, sharding: Sharding, batch: int, length: int) -> None:
+    """Raises UserError, with the nearest that fits, for rows that the mesh does not divide."""
+    check_pipeline(PipelineConfig(), sharding, experiment.model.spec(), batch)
+    sharding.check_length(length)
+    ways = sharding.ways(BATCH[0])
+    if batch % ways:
+        near = max(ways, round(batch / ways) * ways)
+        raise UserError(
+            f"the mesh splits the batch into {ways} (mesh axes {', '.join(sharding.axes(BATCH[0]))}), which does not "
+            f"divide --batch {batch}; the nearest that it divides is {near}"
+        )
 
 
 def _check_predicts(model: Model) -> None:

@@ -32,6 +32,7 @@ from lmx.kernels.scoring import (
     sinks_gradient,
 )
 from lmx.kernels.sequence import LocalRows, across_shards, whole_keys
+from lmx.kernels.telling import tell
 from lmx.sharding.rules import split_axes
 
 BLOCKS = 4
@@ -87,6 +88,7 @@ def attention(
     query = query * (1.0 / math.sqrt(query.shape[-1]) if scale is None else scale)
     scoring, learned = Scoring(mask, softcap, bias), Learned(sinks, bias_table)
     where = Where(query_positions, key_positions, query_segments, key_segments)
+    tell("attention" if itself else "cross_attention", lambda: _maps(scoring, query, key, learned, where))
     if dropout_key is not None and dropout > 0:
         key, value, where, rows = whole_keys(key, value, where)
         return _dense(
@@ -107,14 +109,24 @@ def _dense(
     where: Where,
     dropped: Callable[[jax.Array], jax.Array] = lambda probabilities: probabilities,
 ) -> jax.Array:
+    probabilities = dropped(_probabilities(scoring, query, key, learned, where))
+    rows = probabilities.astype(value.dtype).reshape(*key.shape[:-2], -1, probabilities.shape[-1])
+    return heads_last(jnp.matmul(rows, value).reshape(*probabilities.shape[:-1], -1))
+
+
+def _probabilities(scoring: Scoring, query: jax.Array, key: jax.Array, learned: Learned, where: Where) -> jax.Array:
+    """Float32 [batch, kv_heads, group, query, key]."""
     grouped = heads_first(query, math.prod(key.shape[:-2]) // query.shape[0])
     rows = grouped.reshape(*key.shape[:-2], -1, query.shape[-1])
     scores = jnp.matmul(rows, key, preferred_element_type=jnp.float32).reshape(*grouped.shape[:-1], -1)
     scores = scoring.changed(scores, learned.table, where.query_at, where.key_at)
-    visible = seen(scoring.mask, *where)
-    probabilities = dropped(_softmax(jnp.where(visible[:, None, None], scores, MASKED), learned.sinks))
-    mixed = jnp.matmul(probabilities.astype(value.dtype).reshape(*rows.shape[:-1], -1), value)
-    return heads_last(mixed.reshape(*grouped.shape[:-1], -1))
+    return _softmax(jnp.where(seen(scoring.mask, *where)[:, None, None], scores, MASKED), learned.sinks)
+
+
+def _maps(scoring: Scoring, query: jax.Array, key: jax.Array, learned: Learned, where: Where) -> jax.Array:
+    """What each query takes of each key: float32 [batch, heads, query, key], for those who look inside."""
+    found = _probabilities(scoring, query, key, learned, where)
+    return found.reshape(found.shape[0], -1, *found.shape[3:])
 
 
 def _dropped(rate: float, key: jax.Array, rows: LocalRows, probabilities: jax.Array) -> jax.Array:

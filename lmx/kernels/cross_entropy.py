@@ -17,6 +17,7 @@ from lmx.sharding.rules import LogicalAxes, constrain, ways
 CHUNK_ROWS = 512
 """Rows (tokens) of logits that a device holds at once."""
 ROWS = ("act_batch", "act_length", "act_vocab")
+TABLE = ("vocab", "embed")
 
 
 SUMS = ["total", "nll", "weight", "correct", "aux"]
@@ -89,7 +90,7 @@ def vocabulary_loss(
     return LossSums(total, nll, weight, correct)
 
 
-def _chunks(array: jax.Array, count: int) -> jax.Array:
+def chunks_of(array: jax.Array, count: int) -> jax.Array:
     """[batch, length, ...] -> [count, batch, length / count, ...], so that batch and length stay sharded: each chunk
     takes a part of every shard of the length."""
     batch, length, *rest = array.shape
@@ -98,15 +99,15 @@ def _chunks(array: jax.Array, count: int) -> jax.Array:
     return jnp.moveaxis(parts, 2, 0).reshape(count, batch, length // count, *rest)
 
 
-def _unchunked(chunks: jax.Array) -> jax.Array:
-    """The inverse of :func:`_chunks`."""
+def unchunked(chunks: jax.Array) -> jax.Array:
+    """The inverse of :func:`chunks_of`."""
     count, batch, size, *rest = chunks.shape
     shards = ways("act_length")
     parts = chunks.reshape(count, batch, shards, size // shards, *rest)
     return jnp.moveaxis(parts, 0, 2).reshape(batch, count * size, *rest)
 
 
-def _chunk_count(batch: int, length: int) -> int:
+def chunk_count(batch: int, length: int) -> int:
     """The fewest equal chunks of a shard's length that hold at most CHUNK_ROWS rows a device."""
     length = length // ways("act_length")
     rows = batch * length // ways("act_batch")
@@ -165,29 +166,55 @@ def _loss(shape: _Shape, hidden: Any, table: Any, bias: Any, targets: Any, weigh
     def body(sums: jax.Array, chunk: Any) -> tuple[jax.Array, None]:
         return sums + _chunk_loss(shape, table, bias, *chunk)[0], None
 
-    count = _chunk_count(*targets.shape)
-    chunks = tuple(_chunks(a, count) for a in (hidden, targets, weights))
+    count = chunk_count(*targets.shape)
+    chunks = tuple(chunks_of(a, count) for a in (hidden, targets, weights))
     return tuple(jax.lax.scan(body, jnp.zeros(4, jnp.float32), chunks)[0])
 
 
 def _forward(shape: _Shape, hidden: Any, table: Any, bias: Any, targets: Any, weights: Any) -> Any:
+    # Gathered once, not for each chunk, and after its cast to a narrower dtype, not before.
+    table = constrain(constrain(table, TABLE), ("act_vocab", None))
+
     def body(carry: Any, chunk: Any) -> Any:
         sums, d_table, d_bias = carry
         new, parts = _chunk_loss(shape, table, bias, *chunk)
         exact = constrain(_chunk_gradient(shape, parts, chunk[2]), ROWS)
         d_scores = exact.astype(hidden.dtype)
         d_hidden = jnp.einsum("blv,vd->bld", d_scores, table)
-        d_table += jnp.einsum("blv,bld->vd", d_scores, chunk[0], preferred_element_type=jnp.float32)
-        d_bias = None if bias is None else d_bias + exact.sum((0, 1))
+        by_shard = (_sharded(d_scores), _sharded(chunk[0]))
+        d_table += jnp.einsum("pbqlv,pbqld->pqvd", *by_shard, preferred_element_type=jnp.float32)
+        d_bias = None if bias is None else d_bias + _sharded(exact).sum((1, 3))
         return (sums + new, d_table, d_bias), d_hidden
 
-    count = _chunk_count(*targets.shape)
-    chunks = tuple(_chunks(a, count) for a in (hidden, targets, weights))
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), (table, bias))
+    count = chunk_count(*targets.shape)
+    chunks = tuple(chunks_of(a, count) for a in (hidden, targets, weights))
+    zeros = jax.tree.map(functools.partial(_zeros_by_shard, _shards(*targets.shape)), (table, bias))
     (sums, *d_weights), d_hidden = jax.lax.scan(body, (jnp.zeros(4, jnp.float32), *zeros), chunks)
-    d_hidden = _unchunked(d_hidden)
-    d_table, d_bias = jax.tree.map(lambda d, a: d.astype(a.dtype), tuple(d_weights), (table, bias))
+    d_hidden = unchunked(d_hidden)
+    d_table, d_bias = jax.tree.map(lambda d, a: d.astype(a.dtype).sum((0, 1)), tuple(d_weights), (table, bias))
     return tuple(sums), (d_hidden.astype(hidden.dtype), d_table, d_bias)
+
+
+def _sharded(x: jax.Array) -> jax.Array:
+    """[batch, length, any] -> [batch shards, batch / shards, length shards, length / shards, any].
+
+    What is summed over the second and fourth of these axes stays on its device: were the gradient of the table summed
+    over batch and length, the compiler would sum it over all devices in every chunk.
+    """
+    batch, length, last = x.shape
+    rows, columns = _shards(batch, length)
+    return x.reshape(rows, batch // rows, columns, length // columns, last)
+
+
+def _shards(batch: int, length: int) -> tuple[int, int]:
+    rows, columns = ways("act_batch"), ways("act_length")
+    return (1 if batch % rows else rows), (1 if length % columns else columns)
+
+
+def _zeros_by_shard(shards: tuple[int, int], parameter: jax.Array) -> jax.Array:
+    """Where each shard of the tokens sums its own part of the gradient of a parameter [padded vocab, ...]."""
+    zeros = jnp.zeros((*shards, *parameter.shape), jnp.float32)
+    return constrain(zeros, ("act_batch", "act_length", "act_vocab", None)[: zeros.ndim])
 
 
 def _backward(shape: _Shape, residuals: Any, cotangents: Any) -> Any:

@@ -8,9 +8,10 @@ Behind it, by the platform that a program is lowered for:
   / 90; 64 groups of 512 x 768, 4 rows 203 / 0.7 / 0.3, 32 rows 221 / 5 / 0.4, 2,048 rows 4504 / 42 / 43. Gathering a
   kernel for each row is as fast for 2 to 4 rows and some 10 times slower for 16. In bfloat16 XLA:CPU converts all
   kernels to float32 in each call, which costs more than the products of a few rows.
-- TPU, one device: the grouped matmul that JAX ships (megablox, after Gale et al. 2022). XLA:TPU compiles
-  ``ragged_dot`` to a masked dense product: by its own cost analysis, groups times the operations.
-- else ``jax.lax.ragged_dot``: on GPUs, and on a TPU mesh, where the compiler cannot partition a Pallas kernel.
+- TPU: the grouped matmul that JAX ships (megablox, after Gale et al. 2022). XLA:TPU compiles ``ragged_dot`` to a masked
+  dense product: by its own cost analysis, groups times the operations. The compiler cannot partition a Pallas kernel:
+  on a mesh, the operands are one device's, inside a region (see :mod:`lmx.nn.expert_parallel`).
+- else ``jax.lax.ragged_dot``.
 """
 
 from collections.abc import Callable
@@ -19,10 +20,6 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from lmx.sharding.rules import ways
-
-SPLIT_BY = ("act_batch", "act_length", "act_mlp", "embed", "mlp", "expert")
-"""Logical axes that may cut the operands."""
 TILE = 128
 """Rows, at least, that megablox takes at a time."""
 
@@ -39,9 +36,7 @@ def grouped_matmul(x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Ar
       [rows, out] in the dtype of ``x``. Rows that belong to no group hold anything at all, and so does their gradient:
       the caller must not read them. They have no part in the gradient of ``kernels``.
     """
-    whole = all(ways(name) == 1 for name in SPLIT_BY)
-    tpu = megablox if whole else jax.lax.ragged_dot
-    chosen = jax.lax.platform_dependent(x, kernels, sizes, cpu=looped, tpu=tpu, default=jax.lax.ragged_dot)
+    chosen = jax.lax.platform_dependent(x, kernels, sizes, cpu=looped, tpu=megablox, default=jax.lax.ragged_dot)
     return cast(jax.Array, chosen)
 
 

@@ -11,6 +11,7 @@ from lmx.models.specs import BlockSpec
 from lmx.nn.cache import Streams
 from lmx.nn.context import Context, SublayerOutput
 from lmx.nn.module import Part
+from lmx.nn.noise import DEPTH
 from lmx.nn.norm import build_norm
 from lmx.nn.sublayer import Sublayer
 from lmx.sharding.rules import constrain
@@ -58,7 +59,9 @@ class Block(nnx.Module):
     def _apply(self, name: str, sublayer: Sublayer, x: jax.Array, context: Context) -> tuple[jax.Array, SublayerOutput]:
         norms = {place: getattr(self, f"{name}_{place}") or _identity for place in NORMS}
         out = getattr(self, name)(constrain(norms["norm_in"](x), INPUT), context)
-        return norms["norm_residual"](x + norms["norm_out"](out.hidden)), out
+        added, depth = norms["norm_out"](out.hidden), self.spec.depth
+        added = added if depth is None else depth(added, context.layer, context.fold(DEPTH).key)
+        return norms["norm_residual"](x + added), out
 
 
 def _identity(x: jax.Array) -> jax.Array:

@@ -145,7 +145,8 @@ def _run(step: Step, weights: Weights, rows: Rows, key: jax.Array | None) -> Any
         (PartitionSpec(), by_stage(told), gradients),
     )
     sums, told, (layers, (shared, outside), d_x, d_memory) = run(weights.layers, alike, rows)
-    sums = replace(sums, aux={"stack": {step.segment: unchunked(told)}} if told else {})
+    if told:
+        sums = replace(sums, aux={**sums.aux, "stack": {step.segment: unchunked(told)}})
     return sums, (Weights(layers, shared, outside), d_x, d_memory)
 
 
@@ -192,7 +193,7 @@ def _ticks(step: Step, told: Params, layers: Params, alike: Any, rows: Rows) -> 
         total = _added(total, new, (first, d_memory), micro)
         return (shift(y, plan, 1), shift((d_x, weight), plan, -1), saved, total), None
 
-    start = _start(told, own, shared, outside, rows)
+    start = _start(step, told, own, shared, outside, rows)
     x = constrain(rows.x, (None, *RESIDUAL))
     saved = jnp.broadcast_to(x[:1], (depth, *x.shape[1:]))
     up = (jnp.zeros_like(x[0]), jnp.float32(0))
@@ -200,12 +201,13 @@ def _ticks(step: Step, told: Params, layers: Params, alike: Any, rows: Rows) -> 
     return _gathered(sums, each, (own, shared, outside))
 
 
-def _start(told: Params, own: Params, shared: Params, outside: Params, rows: Rows) -> Any:
+def _start(step: Step, told: Params, own: Params, shared: Params, outside: Params, rows: Rows) -> Any:
     """Sums of nothing yet: over the microbatches, and of each of them."""
-    zero, memory = jnp.float32(0), None if rows.memory is None else rows.memory.hidden
-    sums = LossSums(zero, zero, zero, zero)
-    sizes = (told, own, shared, outside)
-    return (sums, *jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), sizes)), jax.tree.map(
+    memory = None if rows.memory is None else rows.memory.hidden
+    first = pick(rows, 0)
+    sums = jax.eval_shape(step.scored, outside, first.x, first.batch)[1]
+    sizes = (sums, told, own, shared, outside)
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), sizes), jax.tree.map(
         jnp.zeros_like, (rows.x, memory)
     )
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from lmx.errors import UserError
 from lmx.kernels.cross_entropy import Readout, readout_logits
+from lmx.kernels.masks import in_prefix
 from lmx.models.block import RESIDUAL
 from lmx.models.pipeline import run_layers
 from lmx.models.specs import EncoderSpec, ModelSpec, Remat, StackSpec
-from lmx.models.stack import decode_stack, init_stack, is_unstacked, stack_axes, unstack
+from lmx.models.stack import decode_stack, init_stack, is_unstacked, stack_axes, unstack, unstacked_axes
 from lmx.models.stack import stepped as stepped_stack
 from lmx.nn.cache import Cache, empty_view
 from lmx.nn.context import Context, Memory
@@ -101,6 +102,11 @@ def param_axes(spec: ModelSpec) -> Params:
     return _tree(spec, lambda part, _: part.axes(), lambda stack, _: stack_axes(stack, spec.width))
 
 
+def unstacked_param_axes(spec: ModelSpec) -> Params:
+    """The logical axes of :func:`unstack_layers`'s parameters."""
+    return _tree(spec, lambda part, _: part.axes(), lambda stack, _: unstacked_axes(stack, spec.width))
+
+
 def param_shapes(spec: ModelSpec) -> Params:
     """The parameters as ``jax.ShapeDtypeStruct``, without making them."""
     return cast(Params, jax.eval_shape(functools.partial(init_params, spec), jax.random.key(0)))
@@ -115,15 +121,16 @@ def unstack_layers(spec: ModelSpec, params: Params) -> Params:
     return out
 
 
-EXACT = ("correction",)
-"""Leaves that stay as they are: a router's correction moves in steps that bfloat16 cannot tell apart."""
+EXACT = ("correction", "absmax", "absmax_scale", "absmax_mean")
+"""Leaves that stay as they are: a router's correction moves in steps that bfloat16 cannot tell apart; the scales of
+quantized kernels multiply whole blocks."""
 
 
 def cast_floats(tree: Any, dtype: Any) -> Any:
     """Every floating-point leaf in ``dtype``: a model computes in the dtype of the parameters that it is given."""
 
     def cast_leaf(path: Any, a: Any) -> Any:
-        exact = getattr(path[-1] if path else None, "key", None) in EXACT
+        exact = jax.tree_util.keystr(path[-1:], simple=True) in EXACT
         return a if exact or not jnp.issubdtype(a.dtype, jnp.floating) else a.astype(dtype)
 
     return jax.tree.map_with_path(cast_leaf, tree)
@@ -174,7 +181,9 @@ def apply(
         return Output(normed(spec, params, spec.width, x), None, {"stack": aux} if aux else {})
     if not is_unstacked(params["stack"]):
         raise TypeError("a cache needs unstacked parameters: call unstack_layers first")
-    cache = cache.advance(inputs.positions, inputs.segments)
+    # Later tokens see all of a prefix, being after it: only it needs to know that it is one.
+    at = inputs.positions if inputs.prefix is None else in_prefix(inputs.positions, inputs.prefix)
+    cache = cache.advance(at, inputs.segments)
     cache = cache if memory is None else cache.remember(memory.positions, memory.segments)
     x, layers = decode_stack(spec.stack, params["stack"], x, context, cache)
     return Output(normed(spec, params, spec.width, x), cache.written(layers, x.shape[1]))

@@ -26,7 +26,7 @@ from lmx.models.specs import Remat, Segment, StackSpec
 from lmx.models.stack import is_unstacked, run_segment, run_stack
 from lmx.nn.context import Context, Memory
 from lmx.nn.module import Params
-from lmx.sharding.rules import Sharding, constrain, current, split_axes
+from lmx.sharding.rules import Sharding, constrain, current, split_axes, use_sharding
 
 
 def run_layers(
@@ -235,7 +235,8 @@ def told_by(work: Work, parts: Params, alike: Any, rows: Rows) -> Params:
         params, here = jax.tree.map(lambda a: a[0, 0], parts), jax.tree.map(lambda a: a[0], rows)
         return run_segment(work.part, params, here.x, here.context(*alike), work.remat, work.first_layer)[1]
 
-    return cast(Params, jax.eval_shape(alone, parts, alike, rows))
+    with use_sharding(None):  # which a microbatch, outside of the region, may not divide
+        return cast(Params, jax.eval_shape(alone, parts, alike, rows))
 
 
 def _ticks(work: Work, told: Params, parts: Params, alike: Any, rows: Rows) -> tuple[jax.Array, Params]:

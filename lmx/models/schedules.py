@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 from lmx.errors import UserError
 from lmx.models.specs import ModelSpec, StackSpec
-from lmx.sharding.rules import Sharding, current, manual_axes
+from lmx.sharding.rules import Sharding, current, manual_axes, nearest_multiple
 
 Schedule = Literal["gpipe", "circular", "1f1b"]
 
@@ -93,7 +93,10 @@ def make_plan(config: PipelineConfig, sharding: Sharding, batch: int) -> Plan:
     count, parts = stages(sharding), sharding.ways("act_batch")
     parts //= count if "stage" in sharding.axes("act_batch") else 1
     if batch % parts:
-        raise UserError(f"the mesh splits the batch into {parts}, which does not divide its {batch} rows")
+        raise UserError(
+            f"the mesh splits the batch into {parts}, which does not divide its {batch} rows; the nearest number that "
+            f"it divides is {nearest_multiple(batch, parts)}"
+        )
     fits = [m for m in range(1, batch // parts + 1) if (batch // parts) % m == 0]
     if chunks > 1:
         fits = [m for m in fits if m >= count]
@@ -122,7 +125,7 @@ def check_stack(plan: Plan, stack: StackSpec) -> None:
     """Raises UserError if the stages do not divide the longest segment, or if 1f1b meets one that is not the last."""
     segment, parts = stack.segments[stack.longest], plan.stages * plan.chunks
     if segment.repeats % parts:
-        near = max(parts, round(segment.repeats / parts) * parts)
+        near = nearest_multiple(segment.repeats, parts)
         each = f"{len(segment.pattern)} layers each" if len(segment.pattern) > 1 else "one layer each"
         raise UserError(
             f"{plan.stages} stages of {plan.chunks} chunks do not divide the {segment.repeats} repeats ({each}) of the "

@@ -1,12 +1,13 @@
 """The shape of a model, as data: sublayers make blocks, blocks make a stack, stacks and their ends make a model."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from lmx.kernels.masks import Mask
 from lmx.nn.embedding import Embedding
 from lmx.nn.head import Head, TaskHead
+from lmx.nn.noise import StochasticDepth, TokenNoise
 from lmx.nn.norm import Norm
 from lmx.nn.relative import Shared
 from lmx.nn.sublayer import Sublayer
@@ -18,9 +19,10 @@ LONGEST_PERIOD = 16
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """Sublayers, applied one after the other."""
+    """Sublayers, applied one after the other; ``depth`` skips some of them in training."""
 
     sublayers: tuple[Sublayer, ...]
+    depth: StochasticDepth | None = None
 
     def names(self) -> tuple[str, ...]:
         """The sublayers' keys in the parameters: their names, numbered where one comes again."""
@@ -127,6 +129,26 @@ class ModelSpec:
     head: Head | None
     encoder: EncoderSpec | None = None
     tasks: tuple[TaskHead, ...] = ()
+
+
+def noisy(spec: ModelSpec, *, depth: float = 0.0, drop: float = 0.0, swap: float = 0.0) -> ModelSpec:
+    """The spec with what is drawn at random in training: see :mod:`lmx.nn.noise`.
+
+    Args:
+      spec: the model's.
+      depth: the rate at which the last layer of each stack is skipped.
+      drop: share of the input's tokens whose embedding is 0.
+      swap: share of them that are another token.
+    """
+
+    def one(part: Any) -> Any:
+        skip = StochasticDepth(depth, len(part.stack.blocks())) if depth else None
+        segments = (replace(s, pattern=tuple(replace(b, depth=skip) for b in s.pattern)) for s in part.stack.segments)
+        noise = TokenNoise(drop, swap, spec.vocab) if drop or swap else None
+        stack = replace(part.stack, segments=tuple(segments))
+        return replace(part, stack=stack, embedding=replace(part.embedding, noise=noise))
+
+    return replace(one(spec), encoder=None if spec.encoder is None else one(spec.encoder))
 
 
 def padded(vocab: int, multiple: int = 128) -> int:

@@ -1,5 +1,6 @@
 """The stack of blocks: scanned over repeats for training, unrolled over single layers for decoding."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -8,10 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from lmx.kernels.attention import SAVED
+from lmx.kernels.telling import tell
 from lmx.models.block import block_part
 from lmx.models.specs import BlockSpec, Remat, Segment, StackSpec
 from lmx.nn.cache import Cache, LayerCache, Streams
 from lmx.nn.context import Context
+from lmx.nn.kernel import opened
 from lmx.nn.module import Params
 
 POLICIES: dict[str, Callable[..., bool]] = {
@@ -53,6 +56,12 @@ def stack_axes(spec: StackSpec, width: int) -> Params:
     return {**axes, "shared": shared} if shared else axes
 
 
+def unstacked_axes(spec: StackSpec, width: int) -> Params:
+    """The logical axes of :func:`unstack`'s parameters."""
+    shared = {s.name: s.part().axes() for s in spec.shared}
+    return {"layers": tuple(block_part(block, width).axes() for block in spec.blocks()), "shared": shared}
+
+
 def unstack(spec: StackSpec, params: Params) -> Params:
     """The stacked parameters as ``layers``, one tree for each in the order of :meth:`StackSpec.blocks`, and
     ``shared``."""
@@ -82,7 +91,7 @@ def run_segment(
         repeat_params, repeat = scanned
         aux = {}
         for j, block in enumerate(segment.pattern):
-            module = block_part(block, width).bind(repeat_params[f"block_{j}"])
+            module = block_part(block, width).bind(opened(repeat_params[f"block_{j}"], x.dtype))
             out = module(x, _contexts(block, context, first_layer + repeat * period + j))
             x, aux[f"block_{j}"] = out.hidden, out.aux
         return x, {name: told for name, told in aux.items() if told}
@@ -126,8 +135,9 @@ def decode_stack(
         contexts = _contexts(block, context, i)
         for name, streams in (cache.layers[i] if cache else {}).items():
             contexts[name] = replace(contexts[name], cache=LayerCache(streams, cast(Cache, cache).view))
-        out = block_part(block, x.shape[-1]).bind(layer)(x, contexts)
+        out = block_part(block, x.shape[-1]).bind(opened(layer, x.dtype))(x, contexts)
         x = out.hidden
+        tell("hidden", functools.partial(jnp.asarray, x))
         written.append(out.streams)
     return x, tuple(written)
 
@@ -148,5 +158,5 @@ def stepped(spec: StackSpec, params: Params, aux: Params) -> Params:
 
 def _contexts(block: BlockSpec, context: Context, layer: Any) -> dict[str, Context]:
     """One context for each sublayer, with random keys of its own."""
-    here = context.fold(layer)
+    here = replace(context.fold(layer), layer=layer)
     return {name: here.fold(i) for i, name in enumerate(block.names())}

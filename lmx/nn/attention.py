@@ -11,17 +11,24 @@ from lmx.errors import UserError
 from lmx.kernels.attention import attention
 from lmx.kernels.masks import Causal, Mask, Prefix, in_prefix
 from lmx.kernels.relative import RelativeBuckets
+from lmx.nn.cache import cached_heads
 from lmx.nn.context import Context, SublayerOutput
 from lmx.nn.linear import Linear
 from lmx.nn.module import Part, dropout, parameter
 from lmx.nn.norm import Norm, build_norm
 from lmx.nn.position import Rope
 from lmx.nn.sublayer import Scores, Sublayer
-from lmx.sharding.rules import constrain
+from lmx.sharding.rules import constrain, exchange
 
 HEADS = ("act_batch", "act_length", "act_heads", None)
+KEY_HEADS = ("act_batch", "act_length", "act_kv_heads", None)
 KEYS = ("act_batch", "act_kv_heads", None, "act_length")
 VALUES = ("act_batch", "act_kv_heads", "act_length", None)
+CACHED_HEADS = ("act_cache_batch", None, "act_cache_heads", None)
+"""Of queries on a cache, and of what they gather: a layout may split attention by the batch there (Pope et al. 2022,
+3.3), and nothing else."""
+CACHED_KEYS = ("act_cache_batch", "act_cache_kv_heads", None, "act_cache_length")
+CACHED_VALUES = ("act_cache_batch", "act_cache_kv_heads", "act_cache_length", None)
 
 
 @dataclass(frozen=True)
@@ -80,13 +87,9 @@ class SelfAttention(MultiHead):
         return Part(functools.partial(SelfAttentionModule, self, width))
 
     def cache_streams(self, batch: int, slots: int, memory: int = 0) -> dict[str, tuple[int, ...]]:
-        """The shapes of the key and value streams: one row for each key head of each sequence.
-
-        Batch and heads are one axis because XLA:CPU drops axes of size 1 (a batch of one, a single key head), and what
-        it puts in their place between the write and the products makes it copy the stream every step.
-        """
-        rows = batch * self.kv_heads
-        return {"key": (rows, self.head_dim, slots), "value": (rows, slots, self.head_dim)}
+        """The shapes of the key and value streams: one row for each key head of each sequence."""
+        rows = cached_heads(batch, self.kv_heads)
+        return {"key": (*rows, self.head_dim, slots), "value": (*rows, slots, self.head_dim)}
 
     @property
     def scores(self) -> Scores:
@@ -110,11 +113,14 @@ class SelfAttentionModule(MultiHeadModule):
     def __call__(self, x: jax.Array, context: Context) -> SublayerOutput:
         spec = self.spec
         query = self._placed(constrain(self.query(x), HEADS), self.query_norm, context)
-        key, value = self._placed(self.key(x), self.key_norm, context), self.value(x)
-        key, value = constrain(key.transpose(0, 2, 3, 1), KEYS), constrain(value.swapaxes(1, 2), VALUES)
+        key = self._placed(constrain(self.key(x), KEY_HEADS), self.key_norm, context).transpose(0, 2, 3, 1)
+        value = constrain(self.value(x), KEY_HEADS).swapaxes(1, 2)
         cache, key_positions, key_segments = None, context.positions, context.segments
-        if context.cache is not None:
-            cache = context.cache.write("key", merged(key), axis=2).write("value", merged(value), axis=1)
+        if context.cache is None:
+            key, value = constrain(key, KEYS), constrain(value, VALUES)
+        else:
+            query = exchange(query, HEADS, CACHED_HEADS)
+            cache = context.cache.write("key", key, CACHED_KEYS).write("value", value, CACHED_VALUES)
             key, value = cache.streams["key"].astype(x.dtype), cache.streams["value"].astype(x.dtype)
             key_positions, key_segments = cache.view.positions, cache.view.segments
         mask, query_positions = with_prefix(spec.mask, context)
@@ -137,7 +143,8 @@ class SelfAttentionModule(MultiHeadModule):
             dropout=spec.attention_dropout,
             dropout_key=context.fold(1).key,
         )
-        return SublayerOutput(dropout(self.out(constrain(mixed, HEADS)), spec.dropout, context.fold(0).key), cache)
+        mixed = constrain(mixed, HEADS) if cache is None else returned(mixed)
+        return SublayerOutput(dropout(self.out(mixed), spec.dropout, context.fold(0).key), cache)
 
     def _placed(self, x: jax.Array, norm: Any, context: Context) -> jax.Array:
         """Queries or keys [batch, length, heads, head_dim], normalised and rotated."""
@@ -146,6 +153,11 @@ class SelfAttentionModule(MultiHeadModule):
             x = norm(flat).reshape(x.shape)
         rope = self.spec.rope
         return x if rope is None else rope.rotate(x, context.positions, context.reach)
+
+
+def returned(mixed: jax.Array) -> jax.Array:
+    """What queries on a cache gathered [batch, length, heads, head_dim], laid out as the other heads are."""
+    return exchange(constrain(mixed, CACHED_HEADS), CACHED_HEADS, HEADS, back=True)
 
 
 def with_prefix(mask: Mask, context: Context) -> tuple[Mask, jax.Array]:
@@ -159,8 +171,3 @@ def with_prefix(mask: Mask, context: Context) -> tuple[Mask, jax.Array]:
     if mask != Causal():
         raise UserError(f"a prefix needs layers that see all before them, but one has {mask}; use another objective")
     return Prefix(), in_prefix(context.positions, context.prefix)
-
-
-def merged(x: jax.Array) -> jax.Array:
-    """[batch, kv_heads, ...] -> [batch * kv_heads, ...], as caches keep them."""
-    return x.reshape(-1, *x.shape[2:])

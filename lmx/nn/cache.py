@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from lmx.sharding.rules import LogicalAxes, constrain, current
+
 Streams = dict[str, dict[str, jax.Array]]
 """What one block caches: by sublayer, its streams by name."""
 
@@ -18,15 +20,30 @@ class LayerCache:
     streams: dict[str, jax.Array]
     view: "CacheView"
 
-    def write(self, name: str, new: jax.Array, axis: int) -> "LayerCache":
-        """Writes new entries of one stream at the view's slot along ``axis``; its other axes are whole."""
-        old = self.streams[name]
-        written = jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.view.slot, axis)
+    def write(self, name: str, new: jax.Array, axes: LogicalAxes) -> "LayerCache":
+        """Writes new entries [batch, ...] of one stream, laid out by ``axes``, at the view's slot along
+        ``act_cache_length``; the other axes are whole."""
+        old, along = self.streams[name], axes.index("act_cache_length") - len(axes)
+        new = constrain(new, tuple(None if axis == "act_cache_length" else axis for axis in axes))
+        new = new.reshape(*old.shape[:along], -1, *old.shape[along:][1:]).astype(old.dtype)
+        written = jax.lax.dynamic_update_slice_in_dim(old, new, self.view.slot, old.ndim + along)
+        written = written if written.ndim < len(axes) else constrain(written, axes)
         return LayerCache({**self.streams, name: written}, self.view)
 
-    def put(self, name: str, whole: jax.Array) -> "LayerCache":
-        """Writes all of one stream, once: what an encoder gave."""
-        return LayerCache({**self.streams, name: whole.astype(self.streams[name].dtype)}, self.view)
+    def put(self, name: str, whole: jax.Array, axes: LogicalAxes) -> "LayerCache":
+        """Writes all of one stream, laid out by ``axes``, once: what an encoder gave."""
+        whole = constrain(whole.astype(self.streams[name].dtype), axes)
+        return LayerCache({**self.streams, name: whole}, self.view)
+
+
+def cached_heads(batch: int, heads: int) -> tuple[int, ...]:
+    """The leading axes of a stream with heads: [batch, heads] on a mesh, which may split both.
+
+    On one device they are one axis, because XLA:CPU drops axes of size 1 (a batch of one, a single key head), and what
+    it puts in their place between the write and the products makes it copy the stream every step.
+    """
+    sharding = current()
+    return (batch * heads,) if sharding is None or sharding.mesh.size == 1 else (batch, heads)
 
 
 VIEW = ["positions", "segments", "slot", "memory_positions", "memory_segments"]

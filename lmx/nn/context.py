@@ -35,7 +35,8 @@ class Context:
     random (evaluation, decoding). ``cache`` is this sublayer's cache, or None. ``memory`` is the encoder's, None in a
     model without one and where the cache holds it already. ``shared`` are the parameters that belong to the whole
     stack, by name. ``types`` are int32 [batch, length] token types (BERT's sentences), or None for all 0.
-    ``prefix`` is bool [batch, length]: what all of its segment sees, under masks that are causal otherwise.
+    ``prefix`` is bool [batch, length]: what all of its segment sees, under masks that are causal otherwise. ``layer``
+    is the layer's number in its stack, from 0.
     """
 
     positions: jax.Array
@@ -46,6 +47,7 @@ class Context:
     shared: Mapping[str, Any] = field(default_factory=dict)
     types: jax.Array | None = None
     prefix: jax.Array | None = None
+    layer: Any = 0
 
     @property
     def reach(self) -> int | None:

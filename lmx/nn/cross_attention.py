@@ -8,12 +8,22 @@ from flax import nnx
 
 from lmx.kernels.attention import attention
 from lmx.kernels.masks import Bidirectional
-from lmx.nn.attention import HEADS, KEYS, VALUES, MultiHead, MultiHeadModule
+from lmx.nn.attention import (
+    CACHED_HEADS,
+    CACHED_KEYS,
+    CACHED_VALUES,
+    HEADS,
+    KEYS,
+    VALUES,
+    MultiHead,
+    MultiHeadModule,
+    returned,
+)
 from lmx.nn.cache import LayerCache
 from lmx.nn.context import Context, SublayerOutput
 from lmx.nn.module import Part, dropout
 from lmx.nn.sublayer import Scores
-from lmx.sharding.rules import constrain
+from lmx.sharding.rules import constrain, exchange
 
 
 @dataclass(frozen=True)
@@ -49,9 +59,9 @@ class CrossAttentionModule(MultiHeadModule):
 
     def __call__(self, x: jax.Array, context: Context) -> SublayerOutput:
         spec = self.spec
-        seen = self._remembered(context, x)
+        seen, query = self._remembered(context, x), constrain(self.query(x), HEADS)
         mixed = attention(
-            constrain(self.query(x), HEADS),
+            query if context.cache is None else exchange(query, HEADS, CACHED_HEADS),
             seen.streams["key"].astype(x.dtype),
             seen.streams["value"].astype(x.dtype),
             mask=Bidirectional(),
@@ -63,7 +73,8 @@ class CrossAttentionModule(MultiHeadModule):
             dropout=spec.attention_dropout,
             dropout_key=context.fold(1).key,
         )
-        out = dropout(self.out(constrain(mixed, HEADS)), spec.dropout, context.fold(0).key)
+        mixed = constrain(mixed, HEADS) if context.cache is None else returned(mixed)
+        out = dropout(self.out(mixed), spec.dropout, context.fold(0).key)
         return SublayerOutput(out, seen if context.cache is not None else None)
 
     def _remembered(self, context: Context, x: jax.Array) -> LayerCache:
@@ -78,4 +89,4 @@ class CrossAttentionModule(MultiHeadModule):
         }
         if context.cache is None:
             return LayerCache(streams, context.memory.view)
-        return context.cache.put("key", streams["key"]).put("value", streams["value"])
+        return context.cache.put("key", streams["key"], CACHED_KEYS).put("value", streams["value"], CACHED_VALUES)

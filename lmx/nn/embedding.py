@@ -11,6 +11,7 @@ from flax import nnx
 
 from lmx.nn.context import Context
 from lmx.nn.module import Part, dropout, parameter
+from lmx.nn.noise import TokenNoise
 from lmx.nn.norm import Norm, build_norm
 from lmx.sharding.rules import constrain
 
@@ -79,6 +80,8 @@ class Embedding:
     scale: float = 1.0
     dropout: float = 0.0
     std: float = 0.02
+    noise: TokenNoise | None = None
+    """Hides tokens in training."""
 
     def part(self, width: int) -> Part:
         """The module: int32 tokens [batch, length] -> [batch, length, width]."""
@@ -101,11 +104,14 @@ class EmbeddingModule(nnx.Module):
         spec = self.spec
         own = table if self.table is None else self.table[...]
         assert own is not None
-        x = constrain(constrain(own, ("vocab", None))[tokens], ("act_batch", "act_length", "act_embed"))
+        tokens = tokens if spec.noise is None else spec.noise.tokens(tokens, context.key)
+        own = constrain(own, ("vocab", "embed"))  # to be gathered after its cast to a narrower dtype, not before
+        x = constrain(constrain(own, ("act_vocab", "act_embed"))[tokens], ("act_batch", "act_length", "act_embed"))
+        x = x if spec.noise is None else spec.noise.embeddings(x, context.key)
         if spec.scale != 1:
             x = x * jnp.asarray(spec.scale, x.dtype)
         if spec.positions is not None:
-            rows = None if self.position is None else constrain(self.position[...], ("position", None))
+            rows = None if self.position is None else constrain(self.position[...], ("position", "act_embed"))
             x = x + spec.positions.vectors(context.positions, self.width, rows).astype(x.dtype)
         if self.type is not None:
             types = jnp.zeros_like(tokens) if context.types is None else context.types

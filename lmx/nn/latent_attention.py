@@ -9,15 +9,18 @@ from flax import nnx
 
 from lmx.kernels.attention import attention
 from lmx.kernels.masks import Causal, Mask
-from lmx.nn.attention import HEADS, KEYS, VALUES, with_prefix
+from lmx.nn.attention import CACHED_HEADS, HEADS, KEYS, VALUES, returned, with_prefix
 from lmx.nn.cache import LayerCache
 from lmx.nn.context import Context, SublayerOutput
+from lmx.nn.kernel import densed
 from lmx.nn.linear import Linear
 from lmx.nn.module import Part, dropout
 from lmx.nn.norm import Norm, RmsNorm
 from lmx.nn.position import Rope
 from lmx.nn.sublayer import Scores, Sublayer
-from lmx.sharding.rules import constrain
+from lmx.sharding.rules import constrain, exchange
+
+CACHED_LATENT = ("act_cache_batch", None, "act_cache_length")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class LatentAttentionModule(nnx.Module):
             self.query_norm = spec.latent_norm.part(spec.q_lora).build(rngs)
             self.query_up = linear((spec.q_lora,), queries, ("q_lora", "heads", "head_dim"))
         self.latent = linear((width,), (spec.kv_lora,), ("embed", "kv_lora"), bias=spec.bias)
-        self.rope_key = linear((width,), (spec.rope_dim,), ("embed", None), bias=spec.bias)
+        self.rope_key = linear((width,), (spec.rope_dim,), ("embed", "head_dim"), bias=spec.bias)
         self.latent_norm = spec.latent_norm.part(spec.kv_lora).build(rngs)
         self.latent_up = linear((spec.kv_lora,), up, ("kv_lora", "heads", "head_dim"))
         values = (spec.heads, spec.value_dim)
@@ -145,10 +148,10 @@ class LatentAttentionModule(nnx.Module):
         spec = self.spec
         assert context.cache is not None
         new = jnp.concatenate([latent, rope_key[:, :, 0]], axis=-1).swapaxes(1, 2)
-        cache = context.cache.write("latent", new, axis=2)
+        cache = context.cache.write("latent", new, CACHED_LATENT)
         key = cache.streams["latent"].astype(latent.dtype)
         value = key[:, : spec.kv_lora].swapaxes(1, 2)
-        up_key, up_value = jnp.split(self.latent_up.kernel[...].astype(latent.dtype), [spec.nope_dim], axis=-1)
+        up_key, up_value = jnp.split(densed(self.latent_up.kernel[...], latent.dtype), [spec.nope_dim], axis=-1)
         query = jnp.concatenate([jnp.einsum("blhn,chn->blhc", nope, up_key), turned], axis=-1)
-        mixed = self._attend(query, key, value, context, cache)
+        mixed = returned(self._attend(exchange(query, HEADS, CACHED_HEADS), key, value, context, cache))
         return jnp.einsum("blhc,chv->blhv", mixed, up_value), cache

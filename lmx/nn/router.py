@@ -54,6 +54,18 @@ class Router(abc.ABC):
     def choose(self, logits: jax.Array, correction: jax.Array | None) -> Routing:
         """Routes by float32 logits [..., experts]; ``correction`` is float32 [experts] where there is one."""
 
+    @abc.abstractmethod
+    def margin(self, logits: jax.Array, correction: jax.Array | None) -> jax.Array:
+        """Float32 [...]: by how much what is compared would have to change for another choice; inf without one."""
+
+
+def _gap(scores: jax.Array, k: int) -> jax.Array:
+    """Between the last of the k best of [..., n] and the next; inf where there is none."""
+    if k == scores.shape[-1]:
+        return jnp.full(scores.shape[:-1], jnp.inf)
+    best = jax.lax.top_k(scores, k + 1)[0]
+    return best[..., k - 1] - best[..., k]
+
 
 @dataclass(frozen=True)
 class SoftmaxRouter(Router):
@@ -72,6 +84,10 @@ class SoftmaxRouter(Router):
         chosen = jnp.take_along_axis(probabilities, experts, axis=-1)
         weights = jax.nn.softmax(best, axis=-1) if self.renormalise else chosen
         return Routing(experts, weights, probabilities, logits)
+
+    def margin(self, logits: jax.Array, correction: jax.Array | None) -> jax.Array:
+        """See :class:`Router`."""
+        return _gap(logits, self.k)
 
 
 @dataclass(frozen=True)
@@ -120,11 +136,20 @@ class SigmoidRouter(Router):
         probabilities = scores / (scores.sum(-1, keepdims=True) + 1e-20)
         return Routing(experts, weights * self.scale, probabilities, logits)
 
+    def margin(self, logits: jax.Array, correction: jax.Array | None) -> jax.Array:
+        """See :class:`Router`."""
+        scores = jax.nn.sigmoid(logits) + (0 if correction is None else correction)
+        return jnp.minimum(_gap(self._within_groups(scores), self.k), _gap(self._of_groups(scores), self.top_groups))
+
+    def _of_groups(self, scores: jax.Array) -> jax.Array:
+        """The two best scores of each group, summed: [..., groups]."""
+        grouped = scores.reshape(*scores.shape[:-1], self.groups, -1)
+        return jax.lax.top_k(grouped, min(2, grouped.shape[-1]))[0].sum(-1)
+
     def _within_groups(self, scores: jax.Array) -> jax.Array:
         """The scores, with minus infinity outside the best groups."""
         grouped = scores.reshape(*scores.shape[:-1], self.groups, -1)
-        of_group = jax.lax.top_k(grouped, min(2, grouped.shape[-1]))[0].sum(-1)
-        best = jax.lax.top_k(of_group, self.top_groups)[1]
+        best = jax.lax.top_k(self._of_groups(scores), self.top_groups)[1]
         allowed = jax.nn.one_hot(best, self.groups, dtype=bool).any(-2)
         return jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(scores.shape)
 
@@ -143,11 +168,18 @@ class RouterModule(nnx.Module):
         self.correction = parameter(rngs, (experts,), (None,), zeros) if spec.corrected else None
 
     def __call__(self, x: jax.Array) -> Routing:
+        return self.spec.choose(*self._scored(x))
+
+    def margin(self, x: jax.Array) -> jax.Array:
+        """Float32 [...]: how far each choice is from another; see :meth:`Router.margin`."""
+        return self.spec.margin(*self._scored(x))
+
+    def _scored(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         # The highest precision: on TPUs a float32 product is bfloat16 otherwise, and near ties choose other experts.
         kernel = self.kernel[...].astype(jnp.float32)
         logits = jnp.matmul(x.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)
         if self.bias is not None:
             logits = logits + self.bias[...].astype(jnp.float32)
         if self.correction is None:
-            return self.spec.choose(logits, None)
-        return self.spec.choose(logits, jax.lax.stop_gradient(self.correction[...].astype(jnp.float32)))
+            return logits, None
+        return logits, jax.lax.stop_gradient(self.correction[...].astype(jnp.float32))

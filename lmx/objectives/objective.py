@@ -4,7 +4,7 @@ import abc
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +39,27 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Objective(abc.ABC):
-    """Base class of the objectives."""
+    """Base class of the objectives.
+
+    ``targets`` says what is learned: tokens of text, classes (or places), of which one is right, or numbers.
+    ``framed`` says that each text comes with what the tokenizer puts around prompts, as labelled examples do;
+    ``problem`` is what Hugging Face calls the problem of a head for whole texts (``problem_type``).
+    """
+
+    targets: ClassVar[Literal["tokens", "classes", "numbers"]] = "tokens"
+    framed: ClassVar[bool] = False
+    problem: ClassVar[str] = ""
 
     @property
     def models(self) -> Mapping[str, str]:
         """The directories of the models that the loss of training reads beside the one that is trained, by name; "" is
         the one that training starts from (``init_from``)."""
         return {}
+
+    @property
+    def evaluated(self) -> "Objective":
+        """What a model is evaluated on, during training too: the objective itself."""
+        return self
 
     def loss_with(self, models: Mapping[str, Frozen]) -> Callable[..., LossSums]:
         """The loss of training, given the models that :attr:`models` names: :meth:`loss` where there are none."""
@@ -55,6 +69,16 @@ class Objective(abc.ABC):
     def special_tokens(self) -> tuple[str, ...]:
         """The special tokens that it needs beside the end of text, by the names that a trained tokenizer gives them."""
         return ()
+
+    @property
+    def reads_prefix(self) -> bool:
+        """Whether a decoder learns to go on with a prefix that sees all of itself."""
+        return False
+
+    @property
+    def ends_source(self) -> bool:
+        """Whether a decoder learns that an end token stands between what it reads and what it writes."""
+        return False
 
     @abc.abstractmethod
     def check(self, model: ModelConfig, length: int) -> None:
@@ -77,6 +101,13 @@ class Objective(abc.ABC):
         Sums rather than means: microbatches and devices may hold different numbers of targets, and only the sums
         over all of them give every target the same weight.
         """
+
+    def measured(
+        self, models: Mapping[str, Frozen], spec: ModelSpec, params: Params, batch: Batch
+    ) -> tuple[LossSums, dict[str, jax.Array]]:
+        """The sums of evaluation, and others that it tells, float32: ``f1``, of the targets by weight; or ``hits``,
+        ``guesses`` and ``cases`` [classes], of which an F1 for each class is made."""
+        return self.loss_with(models)(spec, params, batch, remat="full"), {}
 
     def scored(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The tokens that are predicted, int32 [batch, targets], and float32 weights, 0 where there is nothing.

@@ -37,13 +37,19 @@ def _stacked(layout: Layout, rows: Sequence[Sequence[Piece]], rng: np.random.Gen
 
 
 def _longest(rng: np.random.Generator, layout: Layout, vocab: int) -> Piece:
-    if layout.pairs is None:
+    if layout.whole is None:
         return Piece(rng.integers(0, vocab, len(layout.rooms), np.int32))
     size = 1
-    while layout.pairs.room(np.array([size + 1]), np.array([size + 1])) <= layout.length:
+    while layout.whole.room(np.array([size + 1]), np.array([size + 1])) <= layout.length:
         size += 1
+    return _example(rng, layout, vocab, size)
+
+
+def _example(rng: np.random.Generator, layout: Layout, vocab: int, size: int) -> Piece:
+    """A random pair, or a labelled example of two texts of ``size`` tokens each."""
     source, target = rng.integers(0, vocab, (2, size), np.int32)
-    return Piece(source, target=target)
+    one_text = layout.kinds[0] in ("tags", "chats")
+    return Piece(source, target=target[:0] if one_text else target, labels=layout.invented_labels(rng, size))
 
 
 def _pieces(rng: np.random.Generator, layout: Layout, vocab: int) -> list[Piece]:
@@ -59,11 +65,10 @@ def _pieces(rng: np.random.Generator, layout: Layout, vocab: int) -> list[Piece]
 
 def _fitting(rng: np.random.Generator, layout: Layout, vocab: int, room: int) -> tuple[Piece | None, int]:
     """A piece that takes at most ``room`` positions, and what it takes; None if there is none."""
-    if layout.pairs is not None:
+    if layout.whole is not None:
         sizes = np.arange(1, layout.length)
-        rooms = layout.pairs.room(sizes, sizes)
+        rooms = layout.whole.room(sizes, sizes)
         count = int((rooms <= room).sum())
-        source, target = rng.integers(0, vocab, (2, count), np.int32)
-        return (Piece(source, target=target), int(rooms[count - 1])) if count else (None, 0)
+        return (_example(rng, layout, vocab, count), int(rooms[count - 1])) if count else (None, 0)
     count = int(np.searchsorted(layout.rooms, room, side="right")) - 1
     return (Piece(rng.integers(0, vocab, count + 1, np.int32)), int(layout.rooms[count])) if count else (None, 0)

@@ -17,6 +17,11 @@ class SeqToSeq(SourceTarget):
     longer: Literal["truncate", "drop"] = "truncate"
     """What becomes of pairs that take more than a row: their ends are cut, or they are left out; either is counted."""
 
+    @property
+    def ends_source(self) -> bool:
+        """After the source."""
+        return True
+
     def maker(self, vocabulary: Vocabulary) -> Maker:
         """The pairs as they are."""
         return GivenPairs(vocabulary.end, longer=self.longer)

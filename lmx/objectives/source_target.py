@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lmx.data.layout import Layout, Other, PairRoom, Piece, Row, empty_row
+from lmx.data.layout import Layout, Other, Piece, Row, Whole, empty_row
 from lmx.errors import UserError
 from lmx.kernels.masks import Causal
 from lmx.models.config import ModelConfig
@@ -51,6 +51,11 @@ class SourceTarget(TokenPrediction):
     @abc.abstractmethod
     def maker(self, vocabulary: Vocabulary) -> Maker:
         """What makes the pairs."""
+
+    @property
+    def reads_prefix(self) -> bool:
+        """A decoder's prefix is the source."""
+        return True
 
     def check(self, model: ModelConfig, length: int) -> None:
         """An encoder-decoder, or a decoder whose layers all see what is before them, fits."""
@@ -117,9 +122,14 @@ class PairRows(Layout):
         return max(int(self.size(*sizes)) for sizes in self.maker.sizes(count))
 
     @property
-    def pairs(self) -> PairRoom | None:
+    def kinds(self) -> tuple[str, ...]:
+        """Pairs, or texts from which they are made."""
+        return ("pairs",) if self.maker.longer else ("texts",)
+
+    @property
+    def whole(self) -> Whole | None:
         """Of documents that are pairs, with an end after the target."""
-        return PairRoom(lambda s, t: self.size(s, t + 1), self.maker.longer) if self.maker.longer else None
+        return Whole(lambda s, t: self.size(s, t + 1), self.maker.longer) if self.maker.longer else None
 
     def row(self, pieces: Sequence[Piece], rng: np.random.Generator, other: Other) -> Row:
         """The pairs of the pieces, in order."""

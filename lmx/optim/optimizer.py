@@ -1,16 +1,21 @@
 """Optimizers from Optax, as configurations: each builds a transformation of gradients into unscaled updates.
 
-The learning rate is applied by the train step, so that the one it logs is the one it used.
+The learning rate is applied by the train step, so that the one it logs is the one it used. AdamW is here, the others
+are in :mod:`lmx.optim.catalogue`.
 """
 
 import abc
-import fnmatch
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from lmx.errors import UserError
+from lmx.nn.module import Params
+from lmx.optim.names import check_patterns, matches, name_of
+from lmx.optim.placement import owners
 
 MomentDtype = Literal["float32", "bfloat16"]
 
@@ -28,32 +33,55 @@ class Optimizer(abc.ABC):
         "*sinks",
         "*correction",
         "*shared/relative/*",
+        "*kernel/magnitude",
     )
     """Parameters without decay: patterns of their names, as in stack/segment_0/block_0/mlp/up/kernel."""
     clip_norm: float = 1.0
     """The gradient is scaled down to this global norm; 0 never does."""
     moments: MomentDtype = "float32"
     """How the optimizer's moments are stored; they are updated in float32."""
+    layer_decay: float = 1.0
+    """Learning rates fall by this factor from layer to layer, from the heads down to the embeddings; 1: all equal."""
+    rates: tuple[tuple[str, float], ...] = ()
+    """Patterns of names, each with a factor of the learning rate; of several that fit, all factors count."""
+    frozen: tuple[str, ...] = ()
+    """Patterns of the names of parameters that are not trained: they have no gradient, no moments, and stay as they
+    are."""
+
+    exact: ClassVar[tuple[str, ...]] = ()
+    """Parts of the state that stay float32: averages over so many steps that each changes less than bfloat16 tells."""
 
     @abc.abstractmethod
-    def scaling(self) -> optax.GradientTransformation:
-        """Gradients -> steps of unit scale, before decay and learning rate."""
+    def scaling(self, axes: Params) -> optax.GradientTransformation:
+        """Gradients -> steps of unit scale, before decay and learning rate.
 
-    def build(self) -> optax.GradientTransformation:
+        ``axes`` are the logical axes of the parameters that are trained.
+        """
+
+    def build(self, axes: Params) -> optax.GradientTransformationExtraArgs:
         """Clipped gradients -> updates to be multiplied by minus the learning rate."""
-        scaling = self.scaling()
+        scaling = optax.with_extra_args_support(self.scaling(axes))
         if self.moments != "float32":
-            scaling = stored_as(scaling, jnp.dtype(self.moments))
+            scaling = stored_as(scaling, jnp.dtype(self.moments), self.exact)
         return optax.chain(scaling, optax.add_decayed_weights(self.weight_decay, mask=self.decayed))
 
     def decayed(self, params: Any) -> Any:
         """A tree like ``params`` of bool: whether weight decay applies."""
+        return jax.tree.map_with_path(lambda path, _: not matches(name_of(path), self.no_decay), params)
 
-        def decays(path: Any, _: Any) -> bool:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            return not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.no_decay)
+    def check(self, known: list[str]) -> None:
+        """Raises UserError for numbers out of range and for patterns that fit none of the ``known`` names."""
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"optimizer.layer_decay is {self.layer_decay}, expected a factor above 0, at most 1")
+        for pattern, factor in self.rates:
+            if factor < 0:
+                raise UserError(f"optimizer.rates has the factor {factor} for {pattern!r}, expected at least 0")
+        check_patterns("optimizer.rates", [pattern for pattern, _ in self.rates], known)
+        check_patterns("optimizer.frozen", self.frozen, known)
 
-        return jax.tree.map_with_path(decays, params)
+    def trains(self, name: str) -> bool:
+        """Whether the parameter of this name is trained."""
+        return not matches(name, self.frozen)
 
 
 @dataclass(frozen=True)
@@ -67,19 +95,34 @@ class AdamW(Optimizer):
     eps: float = 1e-8
     """Added to the root of the second moment."""
 
-    def scaling(self) -> optax.GradientTransformation:
+    def scaling(self, axes: Params) -> optax.GradientTransformation:
         """Gradients -> first moment / root of the second moment, both bias-corrected."""
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
 
 
-def stored_as(inner: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
-    """``inner`` with its floating-point state stored in ``dtype`` between steps and updated in float32."""
+def stored_as(
+    inner: optax.GradientTransformationExtraArgs, dtype: Any, exact: tuple[str, ...] = ()
+) -> optax.GradientTransformationExtraArgs:
+    """``inner`` with its moments stored in ``dtype`` between steps and updated in float32.
 
-    def cast(tree: Any, to: Any) -> Any:
-        return jax.tree.map(lambda a: a.astype(to) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+    What belongs to no parameter stays as it is, and so do the parts of the state named in ``exact``.
+    """
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
-        updates, state = inner.update(updates, cast(state, jnp.float32), params)
-        return updates, cast(state, dtype)
+    def cast(state: Any, params: Any, to: Any) -> Any:
+        leaves = [
+            leaf
+            if owner is None or set(name) & set(exact) or not jnp.issubdtype(leaf.dtype, jnp.floating)
+            else leaf.astype(to)
+            for name, owner, leaf in owners(state, params)
+        ]
+        return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
-    return optax.GradientTransformation(lambda params: cast(inner.init(params), dtype), update)
+    def init(params: Any) -> Any:
+        return cast(inner.init(params), params, dtype)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        like = updates if params is None else params
+        updates, state = inner.update(updates, cast(state, like, jnp.float32), params, **extra)
+        return updates, cast(state, like, dtype)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,16 +67,28 @@ def draw(panel: Panel, runs: Sequence[Run]) -> str:
     Raises:
       UserError: matplotlib is not installed.
     """
-    matplotlib = _matplotlib()
-    with matplotlib.rc_context(_style()):
-        figure = matplotlib.figure.Figure(figsize=_SIZE, layout="constrained")
-        axes = figure.add_subplot()
+
+    def paint(axes: Any, matplotlib: Any) -> None:
         for index, run in enumerate(runs):
             _draw_run(axes, panel, run, color(index))
         _label(axes, panel, matplotlib)
         last = max(series.steps[-1] for run in runs for series in run.series.values())
         axes.set_xlim(-0.02 * last, 1.02 * last)
-        return _svg(figure, panel.title)
+
+    return painted(panel.title, paint)
+
+
+def painted(title: str, paint: Callable[[Any, Any], None], size: tuple[float, float] = _SIZE) -> str:
+    """What ``paint(axes, matplotlib)`` draws, as an ``<svg>`` element; ``size`` is in inches.
+
+    Raises:
+      UserError: matplotlib is not installed.
+    """
+    matplotlib = _matplotlib()
+    with matplotlib.rc_context(_style()):
+        figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+        paint(figure.add_subplot(), matplotlib)
+        return _svg(figure, title)
 
 
 def smooth(values: np.ndarray) -> tuple[np.ndarray, int]:

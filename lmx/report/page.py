@@ -11,9 +11,9 @@ import numpy as np
 
 from lmx import config
 from lmx.errors import UserError
-from lmx.report import curves
+from lmx.report import curves, times
+from lmx.report.html import document, section
 from lmx.report.runs import Run, Sample, read_run
-from lmx.report.style import CSS
 
 _SAMPLES = 8
 
@@ -52,23 +52,20 @@ def _page(runs: Sequence[Run]) -> str:
         _overview(runs),
         _differences(runs),
         _curves(runs),
+        times.goodput(runs, section),
+        times.hosts(runs, section),
         _samples(runs),
         _configuration(runs),
         _data(runs),
         _fingerprint(runs),
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n"
-        f"<body><main><h1>{escape(title)}</h1>\n{''.join(sections)}</main></body></html>\n"
-    )
+    return document(title, "".join(sections))
 
 
 def _overview(runs: Sequence[Run]) -> str:
     if len(runs) > 1:
         return _compare("Overview", runs, [_facts(run) for run in runs])
-    facts = {**_facts(runs[0]), **{_words(k): v for k, v in runs[0].summary.items()}}
+    facts = {**_facts(runs[0]), **{_words(k): v for k, v in runs[0].summary.items() if not _nested(v)}}
     tiles = (f"<div><dt>{escape(k)}</dt><dd>{_value(v)}</dd></div>" for k, v in facts.items())
     return f'<dl class="tiles">{"".join(tiles)}</dl>\n'
 
@@ -84,13 +81,15 @@ def _facts(run: Run) -> dict[str, Any]:
             facts[f"best {_words(key)}"] = float(np.nanmin(series[key].values))
     if "tokens_per_second" in series:
         facts["tokens per second"] = float(np.nanmedian(series["tokens_per_second"].values))
+    if run.goodput:
+        facts["goodput"] = f"{run.goodput.share:.1%}"
     return facts
 
 
 def _curves(runs: Sequence[Run]) -> str:
     figures = "".join(f"<figure>{curves.draw(p, runs)}</figure>" for p in curves.panels(runs))
     note = "Faint: each logged step. Bold: the mean over 2% of them. Dots: held-out text. Rare peaks are cut."
-    return _section("Curves", f'{_legend(runs)}<p class="note">{note}</p><div class="grid">{figures}</div>')
+    return section("Curves", f'{_legend(runs)}<p class="note">{note}</p><div class="grid">{figures}</div>')
 
 
 def _legend(runs: Sequence[Run]) -> str:
@@ -106,7 +105,7 @@ def _dot(index: int) -> str:
 
 def _samples(runs: Sequence[Run]) -> str:
     blocks = [_run_samples(run, i if len(runs) > 1 else None) for i, run in enumerate(runs) if run.samples]
-    return _section("Samples through training", "".join(blocks)) if blocks else ""
+    return section("Samples through training", "".join(blocks)) if blocks else ""
 
 
 def _run_samples(run: Run, index: int | None) -> str:
@@ -147,7 +146,7 @@ def _differences(runs: Sequence[Run]) -> str:
     keys = dict.fromkeys(key for leaves in flat for key in leaves)
     differing = [k for k in keys if len({repr(leaves.get(k)) for leaves in flat}) > 1]
     if not differing:
-        return _section("Differences in configuration", "<p>None: the configurations are the same.</p>")
+        return section("Differences in configuration", "<p>None: the configurations are the same.</p>")
     rows = [{k: leaves.get(k, "not there") for k in differing} for leaves in flat]
     return _compare("Differences in configuration", runs, rows)
 
@@ -165,9 +164,9 @@ def _details(title: str, trees: list[tuple[str, dict[str, Any]]], *, open_one: b
     if not trees:
         return ""
     if open_one:
-        return _section(title, _tree(trees[0][1]))
+        return section(title, _tree(trees[0][1]))
     folded = (f"<details><summary>{escape(n)}</summary>{_tree(t)}</details>" for n, t in trees)
-    return _section(title, "".join(folded))
+    return section(title, "".join(folded))
 
 
 def _compare(title: str, runs: Sequence[Run], columns: Sequence[dict[str, Any]]) -> str:
@@ -175,7 +174,7 @@ def _compare(title: str, runs: Sequence[Run], columns: Sequence[dict[str, Any]])
     keys = dict.fromkeys(key for column in columns for key in column)
     head = "".join(f"<th>{_dot(i)}{escape(run.name)}</th>" for i, run in enumerate(runs))
     rows = (_row(k, [_value(c[k]) if k in c else "" for c in columns]) for k in keys)
-    return _section(title, f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>')
+    return section(title, f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>')
 
 
 def _tree(data: dict[str, Any]) -> str:
@@ -197,10 +196,6 @@ def _branch(key: str, value: Any) -> str:
 
 def _row(key: str, cells: Iterable[str]) -> str:
     return f"<tr><th>{escape(key)}</th>{''.join(f'<td>{c}</td>' for c in cells)}</tr>"
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>\n"
 
 
 def _words(key: str) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from lmx.errors import UserError
+from lmx.report.goodput import Goodput, read_goodput
 
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+METRICS, SAMPLES, HOSTS = "metrics.jsonl", "samples.jsonl", "hosts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Run:
     summary: dict[str, Any]
     fingerprint: dict[str, Any]
     samples: tuple[Sample, ...]
+    goodput: Goodput | None = None
+    hosts: tuple[dict[str, Any], ...] = ()
+    """Of several processes, the lines of hosts.jsonl."""
 
 
 def read_run(directory: Path) -> Run:
@@ -65,6 +69,8 @@ def read_run(directory: Path) -> Run:
         summary=_object(directory / "summary.json"),
         fingerprint=_object(directory / "fingerprint.json"),
         samples=tuple(samples),
+        goodput=read_goodput(directory),
+        hosts=tuple(_lines(directory / HOSTS)),
     )
 
 

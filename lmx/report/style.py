@@ -27,6 +27,8 @@ figure svg { display: block; width: 100%; height: auto; }
 svg text { font-family: inherit !important; }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: 0; margin: 0 0 .6rem;
   list-style: none; }
+.bar { display: flex; height: 1.6rem; border-radius: .4rem; overflow: hidden; margin: .2rem 0 .6rem; }
+.bar span { min-width: 1px; }
 .dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .45em; }
 table { border-collapse: collapse; margin: .2rem 0 .6rem; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .16rem 1.2rem .16rem 0;

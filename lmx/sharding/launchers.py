@@ -105,6 +105,24 @@ OPEN_MPI = Launcher(
 )
 
 
+def place_variables(coordinator: str, processes: int, process: int) -> dict[str, str]:
+    """The variables that tell one of several processes on this host its place."""
+    return {
+        "LMX_COORDINATOR": coordinator,
+        "LMX_PROCESSES": str(processes),
+        "LMX_PROCESS": str(process),
+        "LMX_LOCAL_PROCESSES": str(processes),
+        "LMX_LOCAL_PROCESS": str(process),
+    }
+
+
+def free_port() -> int:
+    """A port of this host that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def find_place(options: Cluster, environ: Mapping[str, str] = os.environ, host: str = "") -> Place | None:
     """This process's place, or None if it is alone.
 

@@ -1,7 +1,7 @@
 """The device mesh: one function, named axes, and clear words when the axes do not divide the devices."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import jax
@@ -13,7 +13,8 @@ from lmx.errors import UserError
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How many ways each kind of parallelism splits the devices; one axis may be -1, "the rest"."""
+    """How many ways each kind of parallelism splits the devices. One axis may be -1, "the rest"; -8, say, is "up to 8":
+    the largest number up to 8 that divides what the fixed axes leave."""
 
     slice: int = 1
     """Slices, or other groups of devices that only the data-centre network connects; splits the batch."""
@@ -34,22 +35,47 @@ class MeshConfig:
         """The axes' sizes on ``devices`` devices, "the rest" filled in.
 
         Raises:
-          UserError: more than one -1, a size below 1, or a product that is not the number of devices.
+          UserError: more than one -1, a size of 0, or a product that is not the number of devices.
         """
         sizes = {f.name: getattr(self, f.name) for f in fields(self)}
         free = [name for name, size in sizes.items() if size == -1]
-        wrong = [name for name, size in sizes.items() if size < 1 and size != -1]
+        wrong = [name for name, size in sizes.items() if size == 0]
         if len(free) > 1 or wrong:
-            what = f"mesh.{wrong[0]} is {sizes[wrong[0]]}" if wrong else f"mesh.{free[0]} and mesh.{free[1]} are -1"
-            raise UserError(f"{what}; each axis is at least 1, and at most one of them -1 for 'the rest'")
-        fixed = math.prod(size for size in sizes.values() if size != -1)
-        if devices % fixed or (not free and fixed != devices):
-            asked = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "of one device"
+            what = f"mesh.{wrong[0]} is 0" if wrong else f"mesh.{free[0]} and mesh.{free[1]} are -1"
+            raise UserError(f"{what}; each axis is at least 1, or at most one of them -1 for 'the rest'")
+        left, over = divmod(devices, math.prod(size for size in sizes.values() if size > 0))
+        for name, size in sizes.items():
+            if size < -1 and not over:
+                sizes[name] = max(n for n in range(1, -size + 1) if left % n == 0)
+                left //= sizes[name]
+        fixed = math.prod(size for size in sizes.values() if size > 0)
+        if over or (not free and left != 1):
+            asked = {name: size for name, size in sizes.items() if size > 1}
+            named = " x ".join(f"{name} {size}" for name, size in asked.items()) or "of one device"
+            near = " x ".join(f"{name} {size}" for name, size in nearest_sizes(asked, devices, bool(free)).items())
+            nearest = f" (the nearest: {near})" if near else ""
             raise UserError(
-                f"the mesh {asked} takes {'a multiple of ' if free else ''}{fixed} devices, but there are {devices}; "
-                f"choose sizes whose product is {devices}, or set one axis to -1"
+                f"the mesh {named} takes {'a multiple of ' if free else ''}{fixed} devices, but there are {devices}; "
+                f"choose sizes whose product is {devices}{nearest}, or set one axis to -1"
             )
-        return {name: devices // fixed if size == -1 else size for name, size in sizes.items()}
+        return {name: left if size == -1 else size for name, size in sizes.items()}
+
+
+def nearest_sizes(asked: Mapping[str, int], devices: int, free: bool = False) -> dict[str, int]:
+    """Sizes whose product is ``devices``, or divides it if another axis is ``free``, the least off in their ratios."""
+
+    def splits(left: int, count: int) -> Iterator[tuple[int, ...]]:
+        for first in (n for n in range(1, left + 1) if left % n == 0):
+            yield from ((first, *rest) for rest in splits(left // first, count - 1)) if count > 1 else [(first,)]
+
+    def fits(sizes: tuple[int, ...]) -> bool:
+        return free or math.prod(sizes) == devices
+
+    def off(sizes: tuple[int, ...]) -> float:
+        return sum(abs(math.log(size / wanted)) for size, wanted in zip(sizes, asked.values(), strict=True))
+
+    found = min(filter(fits, splits(devices, len(asked))), key=off) if asked else ()
+    return dict(zip(asked, found, strict=True))
 
 
 def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

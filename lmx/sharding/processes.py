@@ -132,6 +132,17 @@ def _get(client: Any, key: str, limit: int, who: str) -> Any:
         raise LmxError(f"{who} did not answer within {limit / 1000:.0f} s; see its log") from error
 
 
+def post(topic: str, text: str) -> None:
+    """Leaves a text of this process under a topic, in place of its last one; waits for nobody."""
+    _state().client.key_value_set(f"lmx-{topic}/{index()}", text, allow_overwrite=True)
+
+
+def posted(topic: str) -> dict[int, str]:
+    """The last text that each process left under a topic, by process index; waits for nobody."""
+    found = _state().client.key_value_dir_get(f"lmx-{topic}/")
+    return {int(key.rpartition("/")[2]): text for key, text in sorted(found)}
+
+
 @contextmanager
 def agreed() -> Iterator[None]:
     """A block that every process runs; a UserError or LmxError of any is raised on all of them."""

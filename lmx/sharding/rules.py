@@ -11,16 +11,24 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmx.errors import UserError
 
 LogicalAxes = tuple[str | None, ...]
 """One name for each dimension of an array; ``None`` is never sharded."""
+
+
+def are_axes(x: Any) -> bool:
+    """Whether this node of a tree is one array's logical axes."""
+    return isinstance(x, tuple) and all(name is None or isinstance(name, str) for name in x)
+
+
 SequenceAttention = Literal["ring", "all_gather", "all_to_all"]
 """How attention works over a length that the mesh splits: see :mod:`lmx.kernels.sequence`."""
 
@@ -43,6 +51,8 @@ class Rules:
     """Parameters: the latent of the queries in multi-head latent attention."""
     kv_lora: tuple[str, ...] = ()
     """Parameters: the latent of the keys and values."""
+    rank: tuple[str, ...] = ()
+    """Parameters: the rank of an adapter."""
     expert: tuple[str, ...] = ("expert",)
     """Parameters: the experts of a mixture."""
     classes: tuple[str, ...] = ()
@@ -75,6 +85,14 @@ class Rules:
     """Activations: the experts of a mixture."""
     act_vocab: tuple[str, ...] = ("tensor",)
     """Activations: logits."""
+    act_cache_batch: tuple[str, ...] = ("slice", "data", "fsdp", "expert", "stage")
+    """Activations: sequences of the batch where attention reads a cache; the cache too."""
+    act_cache_heads: tuple[str, ...] = ("tensor",)
+    """Activations: query heads there."""
+    act_cache_kv_heads: tuple[str, ...] = ("tensor",)
+    """Activations: the cache's key and value heads."""
+    act_cache_length: tuple[str, ...] = ("sequence",)
+    """Activations: the cache's positions."""
     sequence_attention: SequenceAttention = "ring"
     """How attention works where act_length is split: keys and values travel around (ring), are gathered (all_gather),
     or the heads are split instead (all_to_all)."""
@@ -89,14 +107,14 @@ class Rules:
         axes = tuple(axis for axis in getattr(self, name) if axis not in without)
         return axes[0] if len(axes) == 1 else (axes or None)
 
+    def unrolled(self) -> "Rules":
+        """The same where tokens come one by one through unrolled layers, as in decoding.
 
-PRESETS = {
-    "default": Rules(),
-    "sequence_norms": Rules(act_residual=("sequence", "tensor")),
-}
-"""Rule tables by name. ``sequence_norms`` splits the residual stream's length over ``tensor`` too, where the default
-holds it whole: norms, residual additions and what the backward pass keeps of them take 1 / tensor of the work and the
-memory, and the all-reduces become reduce-scatters and all-gathers (Korthikanti et al. 2022, 4.2)."""
+        A length of one token is not split, only the cache's is; and what would split the stacked ``layers`` splits
+        ``embed`` in their place.
+        """
+        embed = (*self.embed, *(axis for axis in self.layers if axis not in self.embed))
+        return replace(self, embed=embed, act_length=(), act_residual=())
 
 
 @dataclass(frozen=True)
@@ -112,7 +130,7 @@ class Sharding:
 
     def tree(self, axes: Any) -> Any:
         """The shardings of a tree of logical axes."""
-        return jax.tree.map(self.named, axes, is_leaf=lambda x: isinstance(x, tuple))
+        return jax.tree.map(self.named, axes, is_leaf=are_axes)
 
     def ways(self, name: str) -> int:
         """How many pieces a logical axis is cut into. Raises UserError for a rule that names no axis of the mesh."""
@@ -136,10 +154,10 @@ class Sharding:
         for name in ("act_length", "act_residual"):
             ways = self.ways(name)
             if length % ways:
-                near = max(ways, round(length / ways) * ways)
                 raise UserError(
                     f"the mesh splits '{name}' into {ways} (mesh axes {', '.join(self.axes(name))}), which does not "
-                    f"divide the length {length}; the nearest length that it divides is {near}"
+                    f"divide the length {length}; the nearest length that it divides is "
+                    f"{nearest_multiple(length, ways)}"
                 )
 
     def replicated(self) -> NamedSharding:
@@ -148,7 +166,7 @@ class Sharding:
 
     def check_divides(self, axes: Any, shapes: Any) -> None:
         """Raises UserError for the first parameter that the mesh does not divide, named with its axis and sizes."""
-        leaves = jax.tree.leaves_with_path(axes, is_leaf=lambda x: isinstance(x, tuple))
+        leaves = jax.tree.leaves_with_path(axes, is_leaf=are_axes)
         for (path, names), shape in zip(leaves, jax.tree.leaves(shapes), strict=True):
             for name, size in zip(names, shape.shape, strict=True):
                 if name is not None and size % self.ways(name):
@@ -156,8 +174,30 @@ class Sharding:
                     raise UserError(
                         f"the mesh splits the axis '{name}' of {where} into {self.ways(name)} (mesh axes "
                         f"{', '.join(getattr(self.rules, name))}), which does not divide its size {size}; "
-                        f"choose a mesh that divides it, or set --rules.{name} to no axes"
+                        f"choose a mesh that splits it into {nearest_ways(size, self.ways(name))}, the nearest number "
+                        f"that divides it, or set --rules.{name.replace('_', '-')} to no axes"
                     )
+
+    def put(self, array: Any, axes: LogicalAxes = ()) -> jax.Array:
+        """An array of the host, the same in every process, as a global one that is laid out by these logical axes."""
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, self.named(axes), lambda index: host[index])
+
+    def whole(self, array: jax.Array) -> jax.Array:
+        """The array such that every process can read all of it; as it is where there is one process."""
+        if array.is_fully_addressable:
+            return array
+        return cast(jax.Array, jax.jit(lambda a: a, out_shardings=self.replicated())(array))
+
+
+def nearest_multiple(size: int, ways: int) -> int:
+    """The number nearest to ``size`` that ``ways`` divides, but 0."""
+    return max(ways, round(size / ways) * ways)
+
+
+def nearest_ways(size: int, ways: int) -> int:
+    """The number nearest to ``ways`` that divides ``size``; of two, the smaller."""
+    return min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: (abs(n - ways), n))
 
 
 _current: contextvars.ContextVar[Sharding | None] = contextvars.ContextVar("sharding", default=None)
@@ -184,16 +224,58 @@ def manual_axes() -> frozenset[str]:
 
 
 def constrain(array: jax.Array, axes: LogicalAxes) -> jax.Array:
-    """The array, laid out by the current rules for these logical axes (one name or ``None`` for each dimension)."""
+    """The array, laid out by the current rules for these logical axes (one name or ``None`` for each dimension).
+
+    Raises:
+      UserError: the mesh does not divide it.
+    """
     sharding = _current.get()
     if sharding is None or sharding.mesh.size == 1:
         return array
+    return _laid(sharding, array, sharding.rules.spec(axes, manual_axes()), axes)
+
+
+def exchange(array: jax.Array, source: LogicalAxes, target: LogicalAxes, *, back: bool = False) -> jax.Array:
+    """An array that is laid out for ``source``, laid out for ``target``: where a mesh axis goes from one dimension to
+    another, by an all-to-all. ``back`` says that it is on its way back.
+
+    XLA's partitioner does so where nothing else changes in the same step, and gathers the array otherwise. So between
+    the two the array lies as for ``source``, split further by those axes of ``target`` that nothing has yet.
+    """
+    sharding = _current.get()
+    if sharding is None or sharding.mesh.size == 1:
+        return array
+    here, there = (sharding.rules.spec(axes, manual_axes()) for axes in (source, target))
+    first, last = (there, here) if back else (here, there)
+    taken = {axis for part in first for axis in _listed(part)}
+    middle = [
+        tuple(dict.fromkeys((*(a for a in _listed(t) if a not in taken or a in _listed(s)), *_listed(s))))
+        for s, t in zip(first, last, strict=True)
+    ]
+    names = target if back else source
+    return _laid(sharding, _laid(sharding, array, PartitionSpec(*middle), names), there, target)
+
+
+def _laid(sharding: Sharding, array: jax.Array, spec: PartitionSpec, axes: LogicalAxes) -> jax.Array:
+    for name, size, part in zip(axes, array.shape, spec, strict=True):
+        ways = math.prod(sharding.mesh.shape.get(axis, 1) for axis in _listed(part))
+        if size % ways:
+            raise UserError(
+                f"the mesh splits '{name}' into {ways} (mesh axes {', '.join(_listed(part))}), which does not divide "
+                f"its size {size}; choose a mesh that splits it into {nearest_ways(size, ways)}, the nearest number "
+                f"that divides it, or set --rules.{str(name).replace('_', '-')} to other axes"
+            )
     manual = manual_axes()
     if not manual:
-        return jax.lax.with_sharding_constraint(array, sharding.named(axes))
+        return jax.lax.with_sharding_constraint(array, NamedSharding(sharding.mesh, spec))
     if manual >= set(sharding.mesh.axis_names):
         return array
-    return jax.lax.with_sharding_constraint(array, sharding.rules.spec(axes, manual))
+    return jax.lax.with_sharding_constraint(array, spec)
+
+
+def _listed(part: Any) -> tuple[str, ...]:
+    """What a dimension's part of a PartitionSpec names."""
+    return () if part is None else (part,) if isinstance(part, str) else tuple(part)
 
 
 def split_axes(name: str) -> tuple[str, ...]:

@@ -1,45 +1,67 @@
-"""The check of faults: a run that is killed and robbed of checkpoints ends as if nothing had happened."""
+"""The check of faults: a run that is killed, stopped and robbed of checkpoints ends as if nothing had happened."""
 
 import itertools
-import json
 import random
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import numpy as np
 from etils import epath
 
 from lmx.checkpoint import manifest
-from lmx.checkpoint.checkpointer import load_subtree
-from lmx.checkpoint.tree import named_leaves
-from lmx.errors import EXIT_INTERRUPTED, LmxError, UserError
-from lmx.experiment import RunDir
-from lmx.train.victim import EVERY, Victim, set_up
+from lmx.checkpoint.loading import SAVING
+from lmx.errors import EXIT_FAILURE, EXIT_INTERRUPTED, LmxError, UserError
+from lmx.report.goodput import read_goodput
+from lmx.train.differences import differences
+from lmx.train.small_disk import SmallDisk
+from lmx.train.supervise import GRACE
+from lmx.train.victim import DISK, EVERY, HEARTBEAT, Attempt, Victim, set_up
 
-SignalName = Literal["SIGKILL", "SIGTERM", "SIGINT"]
+Kind = Literal["SIGKILL", "SIGTERM", "SIGSTOP", "SIGINT", "full disk"]
+Moment = Literal["starting", "training", "saving"]
 Damage = Literal["", "truncate", "flip"]
-TIMES = ("step_seconds", "tokens_per_second", "eval_seconds")
-"""What metrics.jsonl says of the machine rather than of the run."""
-PARTS = ("params", "optimizer", "ema")
 FIRST = 3 * EVERY + 1
 """No fault before this step: by then there are two whole checkpoints, so that one may be damaged."""
+START_UP = 4.0
+"""A fault while starting comes within so many seconds."""
+END_SECONDS = 2 * (HEARTBEAT + GRACE)
+"""Within this time after a fault the job must have ended: silence is noticed, and then the others have to leave."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Attributes: the ``step`` that must have been logged before the signal; whether the signal waits until a
-    checkpoint is being written; what is then done to the newest whole checkpoint."""
+    """One fault.
+
+    Attributes:
+      step: what must have been logged before it comes.
+      kind: a signal to a random process, or a disk that has no room for the next checkpoint.
+      moment: whether it waits until a checkpoint is being written, or comes before anything is trained.
+      damage: what is then done to the newest whole checkpoint.
+    """
 
     step: int
-    signal: SignalName = "SIGKILL"
-    while_saving: bool = False
+    kind: Kind = "SIGKILL"
+    moment: Moment = "training"
     damage: Damage = ""
+
+
+CYCLE = (
+    Fault(0, moment="saving"),
+    Fault(0, damage="truncate"),
+    Fault(0, "SIGSTOP"),
+    Fault(0, "SIGTERM"),
+    Fault(0, moment="saving", damage="flip"),
+    Fault(0, "full disk"),
+    Fault(0, moment="starting"),
+    Fault(0, "SIGINT"),
+    Fault(0, "SIGSTOP", "saving"),
+    Fault(0, "SIGTERM", "saving"),
+)
+"""Every kind of fault once."""
 
 
 @dataclass(frozen=True)
@@ -47,39 +69,60 @@ class Outcome:
     """What became of a fault.
 
     Attributes:
-      signal, while_saving: as asked.
+      kind, moment: as asked.
+      process: that was hit.
       step: the last one logged.
-      exit_code: of the process.
+      exit_code: of the job.
+      seconds: from the fault to the end of the job; on a full disk from its last step.
       damage: the file and what was done to it.
       expected: the newest good checkpoint that was left, 0 if none.
       resumed: the step that the next attempt went on from.
     """
 
-    signal: SignalName
-    while_saving: bool
+    kind: Kind
+    moment: Moment
+    process: int
     step: int
     exit_code: int
+    seconds: float
     damage: str
     expected: int
     resumed: int
 
     def problem(self) -> str | None:
         """What is wrong with it, or None."""
-        code = -signal.SIGKILL if self.signal == "SIGKILL" else EXIT_INTERRUPTED
-        if self.exit_code != code:
-            return f"{self.signal} after step {self.step} gave exit code {self.exit_code}, expected {code}"
+        code = EXIT_FAILURE if self.kind == "full disk" else EXIT_INTERRUPTED
+        codes = (code, EXIT_FAILURE) if self.moment == "starting" else (code,)
+        what = f"{self.kind} of process {self.process} after step {self.step}"
+        if self.exit_code not in codes:
+            return f"{what} gave exit code {self.exit_code}, expected {code}"
+        if self.seconds > END_SECONDS:
+            return f"{what}: the job ended {self.seconds:.0f} s later, expected within {END_SECONDS:.0f} s"
         if self.resumed != self.expected:
-            return f"the run went on from step {self.resumed}; the newest good checkpoint was {self.expected}"
+            return f"{what}: the run went on from step {self.resumed}; the newest good checkpoint was {self.expected}"
         return None
 
 
 @dataclass(frozen=True)
 class FaultCheck:
-    """The faults in their order, and in what the two runs differ at the end."""
+    """The faults in their order, and in what the two runs differ at the end.
+
+    Attributes:
+      steps, processes: of both runs.
+      disk: how the disk was made full.
+      outcomes: of the faults.
+      different: sentences.
+      goodput: of the disturbed run, as lmx.report.goodput gives it.
+      seconds: that all took.
+    """
 
     steps: int
+    processes: int
+    disk: str
     outcomes: tuple[Outcome, ...]
     different: tuple[str, ...]
+    goodput: dict[str, Any]
+    seconds: float
 
     def problems(self) -> list[str]:
         """Everything that is not as it should be."""
@@ -93,9 +136,11 @@ class FaultCheck:
         """One sentence."""
         if problems := self.problems():
             return "; ".join(problems)
+        longest = max(o.seconds for o in self.outcomes)
         return (
-            f"after {len(self.outcomes)} faults the parameters, the optimizer's state and what was logged of all "
-            f"{self.steps} steps equal those of the undisturbed run bit for bit"
+            f"after {len(self.outcomes)} faults in a job of {self.processes} processes the parameters, the optimizer's "
+            f"state and what was logged of all {self.steps} steps equal those of the undisturbed run bit for bit; the "
+            f"job ended at most {longest:.1f} s after a fault; the full disk was {self.disk}; {self.seconds:.0f} s"
         )
 
     def verify(self) -> None:
@@ -105,29 +150,27 @@ class FaultCheck:
             raise LmxError(problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
 
 
-def random_faults(runs: int, steps: int, seed: int) -> tuple[Fault, ...]:
-    """``runs`` kills, a SIGTERM and a SIGINT at random steps; in every five kills one truncation, one flip.
+def random_faults(count: int, steps: int, seed: int) -> tuple[Fault, ...]:
+    """``count`` faults at random steps: those of :data:`CYCLE` again and again, shuffled.
 
     Raises:
       UserError: so many faults do not fit into so few steps.
     """
-    rng, count = random.Random(seed), runs + 2
-    places = range(FIRST, steps - 2 * EVERY)
-    if runs < 1 or len(places) < count:
+    rng, places = random.Random(seed), range(FIRST, steps - 2 * EVERY)
+    if count < 1 or len(places) < count:
         raise UserError(
-            f"--runs {runs}, --steps {steps}: expected at least 1 run and {FIRST + count + 2 * EVERY} steps"
+            f"--faults {count}, --steps {steps}: expected at least 1 fault and {FIRST + count + 2 * EVERY} steps"
         )
-    damages: list[Damage] = ["", "truncate", "", "flip", ""]
-    kinds = [Fault(0, while_saving=i % 2 == 0, damage=damages[i % 5]) for i in range(runs)]
-    kinds += [Fault(0, "SIGTERM"), Fault(0, "SIGINT")]
+    kinds = list(itertools.islice(itertools.cycle(CYCLE), count))
     rng.shuffle(kinds)
     chosen = sorted(rng.sample(places, count))
-    return tuple(Fault(s, k.signal, k.while_saving, k.damage) for s, k in zip(chosen, kinds, strict=True))
+    return tuple(replace(kind, step=step) for kind, step in zip(kinds, chosen, strict=True))
 
 
 def check_faults(
     faults: Sequence[Fault],
     steps: int = 300,
+    processes: int = 1,
     seed: int = 0,
     progress: Callable[[str], None] = lambda text: None,
 ) -> FaultCheck:
@@ -136,66 +179,94 @@ def check_faults(
     Args:
       faults: in the order of their steps, which lie between :data:`FIRST` and ``steps - 2 * EVERY``.
       steps: of both runs.
+      processes: of the job.
       seed: of the corpus, the moments and the damage.
       progress: is told what is about to happen.
 
     Raises:
       LmxError: a restart failed, or a run stands still.
     """
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lmx-faults-") as directory:
         root = Path(directory)
         set_up(root, seed)
-        calm, victim = Victim(root, "calm", steps), Victim(root, "killed", steps)
-        progress(f"{steps} steps undisturbed")
-        _finish(calm, 0)
+        calm, victim = (Victim(root, name, steps, processes) for name in ("calm", "disturbed"))
         rng, wounds = random.Random(seed), []
-        for number, fault in enumerate(faults):
-            progress(f"fault {number + 1} of {len(faults)}: {fault.signal} after step {fault.step} of {steps}")
-            wounds.append(_wound(victim, number, fault, rng))
-        progress("the last restart, to the end")
-        _finish(victim, len(faults))
-        outcomes = tuple(Outcome(**w, resumed=victim.resumed(i + 1)) for i, w in enumerate(wounds))
-        return FaultCheck(steps, outcomes, tuple(_differences(calm.run, victim.run, steps)))
+        with SmallDisk(root / DISK, victim.checkpoints) as disk:
+            progress(f"{steps} steps undisturbed")
+            _finish(calm, 0)
+            for number, fault in enumerate(faults):
+                progress(f"fault {number + 1} of {len(faults)}: {_told(fault)}, {steps} steps")
+                wounds.append(_wound(victim, number, fault, rng, disk))
+            progress("the last restart, to the end")
+            _finish(victim, len(faults))
+            outcomes = tuple(Outcome(**w, resumed=victim.resumed(i + 1)) for i, w in enumerate(wounds))
+            different = tuple(differences(calm, victim))
+            goodput = read_goodput(victim.run.path)
+        spent = goodput.data() if goodput else {}
+        return FaultCheck(steps, processes, disk.kind, outcomes, different, spent, time.monotonic() - began)
+
+
+def _told(fault: Fault) -> str:
+    moment = "while starting" if fault.moment == "starting" else f"after step {fault.step}"
+    return " ".join(
+        filter(None, [fault.kind, moment, "while saving" if fault.moment == "saving" else "", fault.damage])
+    )
 
 
 def _finish(victim: Victim, number: int) -> None:
     with victim.attempt(number) as attempt:
         attempt.wait_for(lambda: attempt.step() == victim.steps, f"step {victim.steps}")
-        if attempt.wait() != 0:
-            raise LmxError(f"the run ended with exit code {attempt.process.returncode}: {attempt.tail()}")
+        code, _ = attempt.end(working=True)
+        if code != 0:
+            raise LmxError(f"the run ended with exit code {code}: {attempt.tail()}")
 
 
-def _wound(victim: Victim, number: int, fault: Fault, rng: random.Random) -> dict[str, Any]:
+def _wound(victim: Victim, number: int, fault: Fault, rng: random.Random, disk: SmallDisk) -> dict[str, Any]:
     """Starts the run, lets the fault happen, and says what happened: an Outcome but for ``resumed``."""
+    process = rng.randrange(victim.processes)
     with victim.attempt(number) as attempt:
-        attempt.wait_for(lambda: attempt.step() >= fault.step, f"step {fault.step}")
-        saving = victim.run.checkpoints / "saving"
-        if fault.while_saving:
-            attempt.wait_for(saving.exists, "a checkpoint")
-        time.sleep(rng.uniform(0, 0.02))
-        attempt.process.send_signal(signal.Signals[fault.signal])
-        code = attempt.wait()
-    damage = _damage(victim.run, fault.damage, rng)
-    good = (s for s in reversed(_whole(victim.run)) if _problem(victim.run, s) is None)
+        _await_moment(victim, attempt, fault, rng)
+        if fault.kind == "full disk":
+            disk.fill()
+        else:
+            attempt.process(process).process.send_signal(signal.Signals[fault.kind])
+        code, seconds = attempt.end(working=fault.kind == "full disk")  # it is noticed by a later save
+        step = attempt.step()
+    disk.free()
+    damage = _damage(victim.checkpoints, fault.damage, rng)
+    good = (s for s in reversed(_whole(victim.checkpoints)) if _problem(victim.checkpoints, s) is None)
     return {
-        "signal": fault.signal,
-        "while_saving": fault.while_saving,
-        "step": attempt.step(),
+        "kind": fault.kind,
+        "moment": fault.moment,
+        "process": process,
+        "step": step,
         "exit_code": code,
+        "seconds": seconds,
         "damage": damage,
         "expected": next(good, 0),
     }
 
 
-def _damage(run: RunDir, kind: Damage, rng: random.Random) -> str:
+def _await_moment(victim: Victim, attempt: Attempt, fault: Fault, rng: random.Random) -> None:
+    if fault.moment == "starting":
+        time.sleep(rng.uniform(0, START_UP))
+        return
+    attempt.wait_for(lambda: attempt.step() >= fault.step, f"step {fault.step}")
+    if fault.moment == "saving":
+        attempt.wait_for((victim.checkpoints / SAVING).exists, "a checkpoint")
+    time.sleep(rng.uniform(0, 0.02))
+
+
+def _damage(directory: Path, kind: Damage, rng: random.Random) -> str:
     """Damages one file of the newest whole checkpoint; says which, and how."""
     if not kind:
         return ""
-    step = _whole(run)[-1]
-    folder = run.checkpoints / str(step)
+    step = _whole(directory)[-1]
+    folder = directory / str(step)
     file = rng.choice(sorted(f for f in folder.rglob("*") if f.is_file() and f.stat().st_size))
     data = bytearray(file.read_bytes())
-    name = file.relative_to(run.checkpoints)
+    name = file.relative_to(directory)
     place = rng.randrange(len(data))
     if kind == "truncate":
         done = f"{name} cut to {place} of {len(data)} bytes"
@@ -205,44 +276,15 @@ def _damage(run: RunDir, kind: Damage, rng: random.Random) -> str:
         data[place] ^= 1 << bit
         done = f"{name} bit {bit} of byte {place} flipped"
     file.write_bytes(data)
-    if _problem(run, step) is None:
+    if _problem(directory, step) is None:
         raise LmxError(f"the checksums do not notice the damage: {done}")
     return done
 
 
-def _whole(run: RunDir) -> list[int]:
+def _whole(directory: Path) -> list[int]:
     """The steps of the checkpoints that were saved to the end, damaged or not, oldest first."""
-    return sorted(int(f.parent.name) for f in run.checkpoints.glob(f"*/{manifest.FILE}"))
+    return sorted(int(f.parent.name) for f in directory.glob(f"*/{manifest.FILE}"))
 
 
-def _problem(run: RunDir, step: int) -> str | None:
-    return manifest.problem(epath.Path(run.checkpoints / str(step)), step)
-
-
-def _differences(calm: RunDir, other: RunDir, steps: int) -> Iterator[str]:
-    """What differs between the two finished runs, as sentences."""
-    expected, found = _metrics(calm), _metrics(other)
-    for run, lines in ((calm, expected), (other, found)):
-        if [line["step"] for line in lines] != list(range(1, steps + 1)):
-            yield f"{run.metrics.name} of the {run.path.name} run lacks or repeats one of the {steps} steps"
-    for before, after in zip(expected, found, strict=False):
-        names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-        if names:
-            name = names[0]
-            yield f"{name} of step {before['step']} is {after.get(name)}, undisturbed {before.get(name)}"
-            break
-    for part in PARTS:
-        yield from itertools.islice(_different_arrays(calm, other, part, steps), 1)
-
-
-def _metrics(run: RunDir) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
-
-
-def _different_arrays(calm: RunDir, other: RunDir, part: str, steps: int) -> Iterator[str]:
-    loaded = (load_subtree(run.checkpoints, part, step=steps).state for run in (calm, other))
-    expected, found = (named_leaves(jax.device_get(state)) for state in loaded)
-    for name, array in expected.items():
-        if np.asarray(array).tobytes() != np.asarray(found[name]).tobytes():
-            yield f"{part}/{'/'.join(name)} differs from the undisturbed run's"
+def _problem(directory: Path, step: int) -> str | None:
+    return manifest.problem(epath.Path(directory / str(step)), step)

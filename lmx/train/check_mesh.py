@@ -6,52 +6,35 @@ padding. Nothing has to be prepared for them.
 
 import itertools
 import math
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import jax
 import numpy as np
 
 from lmx.errors import LmxError, UserError
 from lmx.experiment import Experiment
-from lmx.models.schedules import Plan
 from lmx.nn.module import Params
 from lmx.objectives import random_rows as packed
-from lmx.sharding.mesh import MeshConfig, build_mesh
-from lmx.sharding.rules import Sharding, use_sharding
-from lmx.train.state import init_state, pipeline_plan, state_shardings
-from lmx.train.step import BATCH, gradients, jit_step
+from lmx.optim.schedule import Schedule
+from lmx.sharding.mesh import MeshConfig
+from lmx.train.mesh_trial import ONE, Numbers, Work, devices_of, plan_on
+from lmx.train.near_ties import Rows
+from lmx.train.state import init_state
 
-Rows = dict[str, np.ndarray]
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
 """The largest relative difference that is rounding, by the dtype of the matrix products."""
 FLOOR = 1e-3
 """A leaf's difference is relative to its norm, or to this share of the whole gradient's if that is more: the
 gradient of a bias that changes nothing is nothing but rounding."""
-
-AXES = ("data", "fsdp", "expert", "sequence", "tensor")
+PARAMETERS = 0.05
+"""The largest difference of a parameter after the steps, in learning rates, that is rounding."""
+AXES = ("data", "fsdp", "stage", "expert", "sequence", "tensor")
 """The mesh axes that are tried in all combinations."""
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """What a mesh computed.
-
-    Attributes:
-      loss, grad_norm: of each step.
-      gradient: of the first step, where all start from the same parameters, on the host.
-      params: after the last step, on the host.
-      memory: bytes that one device holds at the most during a step, as compiled.
-      plan: the pipeline's, where there are stages.
-    """
-
-    loss: tuple[float, ...]
-    grad_norm: tuple[float, ...]
-    gradient: Params
-    params: Params
-    memory: int
-    plan: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -63,9 +46,12 @@ class Trial:
       loss_difference, grad_norm_difference: the largest over the steps, relative.
       gradient_difference: the largest of a leaf in the first step: the difference's norm relative to the leaf's.
       gradient_leaf: that leaf.
-      param_difference: the largest of any parameter after the last step, absolute.
+      param_difference: the largest of any parameter after the last step, in learning rates, where its gradient was
+        more than rounding in every step.
       memory_bytes_per_device: of the compiled step.
+      sent_bytes_per_device: in a step, by mesh axis; ``data+fsdp`` is along both at once.
       pipeline: its stages and their bubble, in words; empty without stages.
+      emptied: rows that were left out of the steps, because rounding would have chosen their experts.
     """
 
     mesh: dict[str, int]
@@ -78,17 +64,28 @@ class Trial:
     gradient_leaf: str = ""
     param_difference: float = 0.0
     memory_bytes_per_device: int = 0
+    sent_bytes_per_device: dict[str, int] = field(default_factory=dict)
     pipeline: str = ""
+    emptied: int = 0
 
-    @property
-    def worst(self) -> tuple[float, str]:
-        """The largest relative difference, and of what."""
+    def failure(self, tolerance: float) -> tuple[float, str]:
+        """The worst difference, in those that are rounding, and the sentence about it."""
         found = [
             (self.loss_difference, "loss"),
             (self.grad_norm_difference, "gradient norm"),
             (self.gradient_difference, f"gradient of {self.gradient_leaf}"),
         ]
-        return max(found, key=_rank)
+        value, what = max(found, key=_rank)
+        worst = (
+            value / tolerance,
+            f"the {what} {{}} by {value:.1e} (relative), more than the {tolerance:.0e} of rounding",
+        )
+        moved = (
+            self.param_difference / PARAMETERS,
+            (f"a parameter {{}} by {self.param_difference:.1e} of the learning rate, more than {PARAMETERS}"),
+        )
+        times, sentence = max(worst, moved, key=_rank)
+        return times, sentence.format(f"on the mesh {mesh_name(self.mesh)} differs from one device's")
 
 
 @dataclass(frozen=True)
@@ -110,14 +107,8 @@ class MeshCheck:
         if not tried:
             reasons = "; ".join(f"{mesh_name(t.mesh)}: {t.skipped}" for t in self.trials[1:])
             return f"no mesh could be tried: {reasons}"
-        trial = max(tried, key=lambda t: _rank(t.worst))
-        value, what = trial.worst
-        if value <= self.tolerance:
-            return None
-        return (
-            f"the {what} on the mesh {mesh_name(trial.mesh)} differs from one device's by {value:.1e} "
-            f"(relative), more than the {self.tolerance:.0e} of rounding"
-        )
+        times, sentence = max((t.failure(self.tolerance) for t in tried), key=_rank)
+        return None if times <= 1 else sentence
 
     def verify(self) -> None:
         """Raises LmxError with :meth:`failure`, if there is one."""
@@ -132,16 +123,20 @@ def check_mesh(
     steps: int = 2,
     progress: Callable[[str], None] = lambda name: None,
 ) -> MeshCheck:
-    """Takes ``steps`` steps from one start on one device and on each mesh.
+    """Takes ``steps`` steps from one start on one device and on each mesh, at the schedule's peak.
+
+    A mesh with stages is compared with one device that accumulates as many microbatches, both without dropout. Rows
+    whose experts rounding would choose are left out: see :mod:`lmx.train.near_ties`.
 
     Args:
       experiment: what to train; its own mesh and data play no part.
       meshes: which; all that :func:`all_meshes` finds on this machine's devices by default.
       steps: how many.
-      progress: is told each mesh before it is tried.
+      progress: is told each mesh before it is tried, and the time that is left.
 
     Raises:
-      UserError: there is one device only, or a mesh of ``meshes`` takes more than there are.
+      UserError: there is one device only, a mesh of ``meshes`` takes more than there are, or the loss reads a model
+        beside the one that is trained.
     """
     experiment.check()
     if steps < 1:
@@ -149,24 +144,57 @@ def check_mesh(
     count = len(jax.devices())
     if count == 1:
         raise UserError("there is one device and nothing to compare it with; add --devices 8")
-    key = jax.random.key(experiment.train.seed)
-    start = jax.device_get(jax.jit(lambda k: init_state(experiment, k))(key))
-    batches = [random_rows(experiment, step) for step in range(steps)]
-    single = Trial(sizes_of(MeshConfig(data=1)))
-    progress(mesh_name(single.mesh))
-    reference = _numbers(experiment, MeshConfig(data=1), start, batches)
-    trials = [_compared(single.mesh, reference, reference)]
-    for mesh in meshes or all_meshes(count):
-        progress(mesh_name(sizes_of(mesh)))
-        trials.append(_trial(experiment, mesh, start, batches, reference))
+    asked = [MeshConfig(**mesh.sizes(devices_of(mesh))) for mesh in meshes or all_meshes(count)]
+    progress(mesh_name(sizes_of(ONE)))
+    bench = Bench(_work(experiment, steps))
+    work, single = bench.reference(1, True)
+    trials = [_compared(ONE, work, single, single), *bench.trials(asked, progress)]
     return MeshCheck(count, steps, TOLERANCE[experiment.train.compute], tuple(trials))
 
 
-def all_meshes(devices: int) -> tuple[MeshConfig, ...]:
-    """Every mesh over data, fsdp, expert, sequence and tensor that takes all ``devices``.
+@dataclass
+class Bench:
+    """Where meshes are tried, beside the one device's numbers that were needed so far."""
 
-    Slices are left out, being data along another wire, and stages, which need layers and batches that divide.
-    """
+    work: Work
+
+    def __post_init__(self) -> None:
+        self._references: dict[tuple[int, bool], tuple[Work, Numbers]] = {}
+        self._lock = threading.Lock()
+
+    def reference(self, microbatches: int, drawn: bool) -> tuple[Work, Numbers]:
+        """One device's work and numbers: as it is, or like a pipeline of so many microbatches."""
+        with self._lock:
+            if (microbatches, drawn) not in self._references:
+                work = self.work if drawn else self.work.accumulated(microbatches)
+                self._references[microbatches, drawn] = work.decided()
+            return self._references[microbatches, drawn]
+
+    def trials(self, meshes: Sequence[MeshConfig], progress: Callable[[str], None]) -> Iterator[Trial]:
+        """Each mesh; two at a time are compiled, because tracing takes one core and compilation the other."""
+        started = time.monotonic()
+        with ThreadPoolExecutor(2) as pool:
+            results = pool.map(self.trial, meshes)
+            for done, mesh in enumerate(meshes):
+                left = (time.monotonic() - started) / max(done, 1) * (len(meshes) - done)
+                time_left = f", {_minutes(left)} left" if done else ""
+                progress(f"{mesh_name(sizes_of(mesh))} ({done + 1} of {len(meshes)}{time_left})")
+                yield next(results)
+
+    def trial(self, mesh: MeshConfig) -> Trial:
+        """A mesh beside one device."""
+        experiment = self.work.experiment
+        try:
+            plan = plan_on(experiment, mesh)
+            work, reference = self.reference(plan.microbatches if plan else 1, plan is None)
+            numbers = replace(work, experiment=experiment).on(mesh)
+        except UserError as error:  # the mesh does not divide the batch, the heads or another axis
+            return Trial(sizes_of(mesh), skipped=str(error))
+        return replace(_compared(mesh, work, numbers, reference), pipeline=str(plan or ""))
+
+
+def all_meshes(devices: int) -> tuple[MeshConfig, ...]:
+    """Every mesh over :data:`AXES` that takes all ``devices``; slices are left out, being data along another wire."""
     divisors = [d for d in range(1, devices + 1) if devices % d == 0]
     found = (s for s in itertools.product(divisors, repeat=len(AXES)) if math.prod(s) == devices)
     return tuple(MeshConfig(**dict(zip(AXES, sizes, strict=True))) for sizes in found)
@@ -189,81 +217,69 @@ def random_rows(experiment: Experiment, step: int) -> Rows:
     return packed.random_rows(experiment.objective, experiment.model.spec(), train.batch, train.length, seed)
 
 
+def _work(experiment: Experiment, steps: int) -> Work:
+    """The steps that all take, at the schedule's peak: a warm-up's first steps move nothing by more than rounding."""
+    if experiment.objective.models:
+        raise UserError(
+            f"the objective reads {' and '.join(experiment.objective.models)} beside the model, and random rows have "
+            "none to go with: check the meshes with an objective that reads the trained model alone"
+        )
+    constant = replace(experiment, schedule=Schedule("constant", peak=experiment.schedule.peak, warmup=0))
+    key = jax.random.key(experiment.train.seed)
+    start = jax.device_get(jax.jit(lambda k: init_state(experiment, k))(key))
+    return Work(constant, start, tuple(random_rows(experiment, step) for step in range(steps)))
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+
+
 def _rank(difference: tuple[float, str]) -> float:
     """Orders differences by size; a NaN is the largest of all."""
     return math.inf if math.isnan(difference[0]) else difference[0]
 
 
-def _trial(experiment: Experiment, mesh: MeshConfig, start: Any, batches: Sequence[Rows], reference: Numbers) -> Trial:
-    mesh = MeshConfig(**mesh.sizes(_devices_of(mesh)))
-    try:
-        numbers = _numbers(experiment, mesh, start, batches)
-    except UserError as error:  # the mesh does not divide the batch, the heads or another axis
-        return Trial(sizes_of(mesh), skipped=str(error))
-    return replace(_compared(sizes_of(mesh), numbers, reference), pipeline=str(numbers.plan or ""))
-
-
-def _devices_of(mesh: MeshConfig) -> int:
-    """How many devices a mesh takes: its own product if that is fixed, so that it may leave some idle."""
-    fixed = math.prod(sizes_of(mesh).values())
-    return fixed if 0 < fixed <= len(jax.devices()) else len(jax.devices())
-
-
-def _numbers(experiment: Experiment, mesh: MeshConfig, start: Any, batches: Sequence[Rows]) -> Numbers:
-    sharding = Sharding(build_mesh(mesh, jax.devices()[: _devices_of(mesh)]), experiment.rules)
-    shardings = state_shardings(experiment, sharding)
-    # The step donates the state: it must not be a view of the arrays that every mesh starts from.
-    state = jax.device_put(start, shardings, may_alias=False)
-    placed = [jax.device_put(batch, sharding.named(BATCH)) for batch in batches]
-    step = cast(Any, jit_step(experiment, sharding)).lower(state, placed[0]).compile()
-    gradient = _jit_gradient(experiment, sharding, shardings.params)
-    first, metrics = jax.device_get(gradient(state.params, placed[0])), []
-    for batch in placed:
-        state, values = step(state, batch)
-        metrics.append(jax.device_get(values))
-    loss, norm = (tuple(float(m[name]) for m in metrics) for name in ("loss", "grad_norm"))
-    return Numbers(loss, norm, first, jax.device_get(state.params), _memory(step), pipeline_plan(experiment, sharding))
-
-
-def _jit_gradient(experiment: Experiment, sharding: Sharding, params: Any) -> Callable[..., Params]:
-    def gradient(params: Params, batch: Any) -> Params:
-        key = jax.random.fold_in(jax.random.key(experiment.train.seed), 0)
-        with use_sharding(sharding):
-            return gradients(experiment, params, batch, key)[0]
-
-    return jax.jit(gradient, in_shardings=(params, sharding.named(BATCH)), out_shardings=params)
-
-
-def _memory(compiled: Any) -> int:
-    """Bytes of arguments, results and temporaries on one device; what is donated counts once."""
-    stats = compiled.memory_analysis()
-    held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    return int(held + stats.temp_size_in_bytes)
-
-
-def _compared(mesh: dict[str, int], numbers: Numbers, reference: Numbers) -> Trial:
+def _compared(mesh: MeshConfig, work: Work, numbers: Numbers, reference: Numbers) -> Trial:
     gradient, leaf = max(_leaf_differences(numbers.gradient, reference.gradient), key=_rank)
-    both = zip(jax.tree.leaves(numbers.params), jax.tree.leaves(reference.params), strict=True)
     return Trial(
-        mesh=mesh,
+        mesh=sizes_of(mesh),
         loss=numbers.loss,
         grad_norm=numbers.grad_norm,
         loss_difference=_relative(numbers.loss, reference.loss),
         grad_norm_difference=_relative(numbers.grad_norm, reference.grad_norm),
         gradient_difference=gradient,
         gradient_leaf=leaf,
-        param_difference=float(np.max([np.max(np.abs(a - b)) for a, b in both])),
+        param_difference=_moved(numbers, reference, TOLERANCE[work.experiment.train.compute]),
         memory_bytes_per_device=numbers.memory,
+        sent_bytes_per_device=numbers.sent,
+        emptied=work.emptied,
     )
 
 
-def _leaf_differences(grads: Params, reference: Params) -> Iterator[tuple[float, str]]:
+def _scales(reference: Params) -> Iterator[tuple[str, np.ndarray, float]]:
+    """Each leaf's name, the leaf, and the norm that its differences are relative to."""
     whole = FLOOR * math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in jax.tree.leaves(reference)))
-    expected = jax.tree.leaves(reference)
-    for (path, grad), other in zip(jax.tree.leaves_with_path(grads), expected, strict=True):
-        scale = max(float(np.linalg.norm(other.ravel())), whole)
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        yield float(np.linalg.norm((grad - other).ravel())) / (scale or 1.0), name
+    for path, leaf in jax.tree.leaves_with_path(reference):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf, max(float(np.linalg.norm(leaf)), whole)
+
+
+def _leaf_differences(grads: Params, reference: Params) -> Iterator[tuple[float, str]]:
+    for grad, (name, expected, scale) in zip(jax.tree.leaves(grads), _scales(reference), strict=True):
+        yield float(np.linalg.norm((grad - expected).ravel())) / (scale or 1.0), name
+
+
+def _moved(numbers: Numbers, reference: Numbers, tolerance: float) -> float:
+    """The largest difference of a parameter, in learning rates.
+
+    An optimizer may blow a gradient up to a whole learning rate, so that of one whose rounding is more than the share
+    PARAMETERS of it nothing can be said.
+    """
+    found, rate = [0.0], max(reference.learning_rate)
+    trees = (numbers.params, reference.params, reference.smallest)
+    for ours, one, least, (*_, scale) in zip(*map(jax.tree.leaves, trees), _scales(reference.gradient), strict=True):
+        clear = least > tolerance / PARAMETERS * scale / math.sqrt(least.size)
+        found.append(float(np.max(np.abs(ours - one), where=clear, initial=0.0)))
+    return float(np.max(found)) / (rate or 1.0)
 
 
 def _relative(values: Sequence[float], expected: Sequence[float]) -> float:

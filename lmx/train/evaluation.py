@@ -1,21 +1,21 @@
 """Evaluation, early stopping and samples during training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from lmx.data.loader import Loader
 from lmx.data.prepare import Prepared
 from lmx.data.rows import held_out_rows
 from lmx.decode.generate import Generator
+from lmx.decode.places import Places, unstacker
 from lmx.decode.sampling import Sampling
 from lmx.eval.perplexity import Score, jit_sums, score
 from lmx.experiment import EvalConfig, Experiment, RunDir
-from lmx.models.model import cast_floats, unstack_layers
 from lmx.nn.module import Params
+from lmx.objectives.objective import Frozen
 from lmx.sharding.processes import is_first
 from lmx.sharding.rules import Sharding
 from lmx.train.metrics import Values, append_json
@@ -33,11 +33,11 @@ class HeldOut:
         self._sums = jit_sums(experiment, sharding)
         self._token_bytes = jnp.asarray(prepared.tokenizer.token_bytes())
 
-    def score(self, params: Params) -> Score:
-        """The model's score on all of them."""
+    def score(self, params: Params, frozen: Mapping[str, Frozen]) -> Score:
+        """The model's score on all of them; ``frozen`` are the models that the objective reads."""
         place = self._sharding.named(BATCH)
         with Loader(self._rows, batch=self._experiment.train.batch, sharding=place) as batches:
-            return score(self._sums, params, batches, self._token_bytes)
+            return score(self._sums, params, batches, self._token_bytes, frozen)
 
 
 def eval_values(result: Score) -> Values:
@@ -72,17 +72,20 @@ class EarlyStopping:
 class Sampler:
     """Continues the experiment's prompts and keeps the texts."""
 
-    def __init__(self, experiment: Experiment, run: RunDir, prepared: Prepared):
+    def __init__(self, experiment: Experiment, run: RunDir, prepared: Prepared, sharding: Sharding):
         self.config, self._run, self._tokenizer = experiment.sample, run, prepared.tokenizer
-        self._spec = experiment.model.spec()
-        compute = experiment.train.compute
-        self._ready: Callable[[Params], Params] = jax.jit(lambda p: unstack_layers(self._spec, cast_floats(p, compute)))
+        self._spec, self._places = experiment.model.spec(), Places.of(sharding) if sharding.mesh.size > 1 else None
+        self._prefix = experiment.objective.reads_prefix and self._spec.encoder is None
+        self._ready: Callable[[Params], Params] | None = None
+        if self.config.prompts:  # a mesh that does not divide unrolled layers is refused before training
+            self._ready = unstacker(self._spec, jnp.dtype(experiment.train.compute), self._places)
 
     def write(self, step: int, params: Params) -> list[tuple[str, str]]:
         """Samples one text for each prompt, appends them to samples.jsonl and returns (prompt, text) pairs."""
-        if not self.config.prompts:
+        if self._ready is None:
             return []
-        generator = Generator(self._spec, self._ready(params), self._tokenizer)
+        ready = self._ready(params)
+        generator = Generator(self._spec, ready, self._tokenizer, prefix=self._prefix, places=self._places)
         texts = generator.generate(
             self.config.prompts,
             max_new_tokens=self.config.tokens,

@@ -12,16 +12,19 @@ from lmx.data.loader import Loader
 from lmx.data.prepare import Prepared
 from lmx.data.rows import train_rows
 from lmx.errors import Interrupted
+from lmx.eval.perplexity import in_words
 from lmx.experiment import Experiment, RunDir
 from lmx.sharding.processes import located
 from lmx.sharding.rules import Sharding
 from lmx.train.diagnosis import not_finite_error
 from lmx.train.evaluation import EarlyStopping, HeldOut, Sampler, eval_values
+from lmx.train.ledger import Ledger
 from lmx.train.metrics import Recorder, StepClock, Values, open_log
 from lmx.train.progress import Display
 from lmx.train.signals import StopSignal
-from lmx.train.state import TrainState
+from lmx.train.state import TrainState, saved
 from lmx.train.step import BATCH, jit_step
+from lmx.train.stragglers import Stragglers
 
 
 @dataclass
@@ -68,14 +71,16 @@ class Loop:
         checkpointer: Checkpointer,
         display: Display,
         stop: StopSignal,
+        ledger: Ledger,
         profile: Profile | None = None,
     ):
         self.experiment, self.run, self.sharding, self.prepared = experiment, run, sharding, prepared
         self.checkpointer, self.display, self.stop, self.profile = checkpointer, display, stop, profile
+        self.ledger, self.stragglers = ledger, Stragglers(run)
         self.recorder = Recorder(StepClock(experiment.train.batch * experiment.train.length))
         self.early = EarlyStopping(experiment.eval)
         self.held_out = HeldOut(experiment, sharding, prepared)
-        self.sampler = Sampler(experiment, run, prepared)
+        self.sampler = Sampler(experiment, run, prepared, sharding)
         self.speeds: list[float] = []
         self.last: Values = {}
 
@@ -87,6 +92,8 @@ class Loop:
         layout = experiment.layout(self.prepared.tokenizer)
         rows = train_rows(self.prepared, length=layout, seed=experiment.train.seed)
         loader = Loader(rows, batch=experiment.train.batch, sharding=place, start_step=start)
+        if start < experiment.train.steps and not self.early.stopped:
+            self.ledger.train(start)
         try:
             with loader:
                 return self._steps(state, start, loader)
@@ -100,7 +107,7 @@ class Loop:
         self.batches: dict[int, Any] = {}
         self.stop.graceful = True
         for step in range(start, start if self.early.stopped else self.experiment.train.steps):
-            batch = next(loader)
+            batch = self._next(loader)
             self.batches = {k: v for k, v in self.batches.items() if k == step - 1} | {step: batch}
             if compiled is None:
                 compiled = self._compiled(state, batch)
@@ -114,11 +121,20 @@ class Loop:
                 break
         return state
 
+    def _next(self, loader: Loader) -> Any:
+        """The next batch; only what the devices have to wait for it counts as waiting for data."""
+        if not loader.ready:
+            self.recorder.wait()
+        with self.ledger.phase("data_wait"):
+            return next(loader)
+
     def _compiled(self, state: TrainState, batch: Any) -> Any:
         """The compiled step; its compilation is not part of the first step's time."""
         began = time.perf_counter()
-        compiled = jit_step(self.experiment, self.sharding).lower(state, batch).compile()
+        before = self.ledger.enter("compile")
+        compiled = jit_step(self.experiment, self.sharding, state.frozen).lower(state, batch).compile()
         self.display.say(f"compiled in {time.perf_counter() - began:.1f} s")
+        self.ledger.enter(before)
         self.recorder.clock.restart()
         return compiled
 
@@ -129,27 +145,43 @@ class Loop:
         # Also when interrupted: a resumed run does not come back to this step.
         evaluate, sample = last or _due(config.eval.every, done), last or _due(config.sample.every, done)
         save = interrupted or last or config.checkpoint.due(done)
-        if not (evaluate or sample or save):
+        save_locally = not save and config.checkpoint.due_locally(done)
+        if not (evaluate or sample or save or save_locally):
             return False
         ready, ends = self.recorder.flush(), last
         extra: Values = {}
         if evaluate:
-            started = time.perf_counter()
-            extra = eval_values(self.held_out.score(state.for_eval))
-            extra["eval_seconds"] = time.perf_counter() - started
+            extra = self._evaluated(state)
             ends |= self.early.stops(extra["eval_loss"])
         self._note(ready, state, extra)
         if sample or ends:
-            self.sampler.write(done, state.for_eval)
+            with self.ledger.phase("evaluation"):
+                self.sampler.write(done, state.for_eval)
         if save or ends:
-            meta = {"step": done, "early_stopping": self.early.state()}
-            self.checkpointer.save(done, state, meta)
+            self._save(done, state, wait=interrupted)
+        elif save_locally:
+            self._save(done, state, locally=True)
         if interrupted:
-            self.checkpointer.wait()
             what = f"stopped by {self.stop.received} after step {done}, saved in {self.run.path}"
             raise Interrupted(located(f"{what}; run the same command again to go on"))
         self.recorder.clock.restart()
         return ends
+
+    def _evaluated(self, state: TrainState) -> Values:
+        with self.ledger.phase("evaluation"):
+            started = time.perf_counter()
+            values = eval_values(self.held_out.score(state.for_eval, state.frozen))
+            return values | {"eval_seconds": time.perf_counter() - started}
+
+    def _save(self, done: int, state: TrainState, *, wait: bool = False, locally: bool = False) -> None:
+        meta = {"step": done, "early_stopping": self.early.state()}
+        tier = self.checkpointer.local if locally else self.checkpointer
+        assert tier is not None
+        with self.ledger.phase("checkpoint"):
+            tier.save(done, saved(self.experiment, state), meta)
+            if wait:
+                self.checkpointer.wait()
+        self.ledger.note(done, now=True)
 
     def _note(self, ready: tuple[int, Values] | None, state: TrainState, extra: Values | None = None) -> None:
         """Shows and logs a step whose result exists; ends the run when too many were skipped."""
@@ -160,22 +192,22 @@ class Loop:
         logged = (
             bool(extra) or step % train.log_every == 0 or step in (1, train.steps) or values["skipped_in_a_row"] > 0
         )
-        self.display.step(step, values, logged=logged)
+        self.stragglers.add(self.recorder.own_seconds)
+        times = self.stragglers.exchange(step, values["step_seconds"]) if logged else None
+        self.display.step(step, values, logged=logged, remark=times.straggler() if times else "")
+        self.ledger.note(step)
         self.speeds.append(values["tokens_per_second"])
         if logged:
-            self.last = {**values, **(extra or {})}
+            self.last = {**values, **(times.values() if times else {}), **(extra or {})}
             self.log.write(step, self.last)
         if extra:
-            self.display.say(
-                f"step {step}: held-out loss {extra['eval_loss']:.4f}, perplexity {extra['eval_perplexity']:.2f}, "
-                f"{extra['eval_bits_per_byte']:.4f} bits per byte"
-            )
+            self.display.say(f"step {step}: held-out {in_words(extra, 'eval_')}")
         if values["skipped_in_a_row"] >= train.max_skipped:
             raise not_finite_error(
                 self.experiment,
                 self.sharding,
                 self.prepared,
-                state.params,
+                state,
                 self.batches[step - 1],
                 step - 1,
                 int(values["skipped_in_a_row"]),

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,16 +24,25 @@ class StepClock:
 
     tokens: int
     last: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
 
     def restart(self) -> None:
         """What happened since the last step (an evaluation, a checkpoint) is not part of the next."""
-        self.last = time.perf_counter()
+        self.last, self.waited = time.perf_counter(), 0.0
 
-    def lap(self) -> float:
-        """Seconds since the last step's result or restart."""
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around waiting for the devices, and so for other processes."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    def lap(self) -> tuple[float, float]:
+        """Seconds since the last step's result or restart, and those of them that were not spent waiting."""
         now = time.perf_counter()
-        seconds, self.last = now - self.last, now
-        return seconds
+        seconds, waited = now - self.last, self.waited
+        self.last, self.waited = now, 0.0
+        return seconds, seconds - waited
 
 
 @dataclass
@@ -43,6 +54,14 @@ class Recorder:
 
     clock: StepClock
     pending: tuple[int, Metrics] | None = None
+    own_seconds: float = 0.0
+    """Of the last step that was read: this process's own time, before it waited for the devices."""
+
+    def wait(self) -> None:
+        """Returns when the devices have nothing more to do."""
+        if self.pending is not None:
+            with self.clock.waiting():
+                jax.block_until_ready(self.pending[1])
 
     def push(self, step: int, metrics: Metrics) -> tuple[int, Values] | None:
         """Takes the metrics of ``step`` (steps done), still being computed; gives back the previous ones."""
@@ -55,8 +74,9 @@ class Recorder:
         if self.pending is None:
             return None
         (step, metrics), self.pending = self.pending, None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        seconds = self.clock.lap()
+        with self.clock.waiting():
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        seconds, self.own_seconds = self.clock.lap()
         return step, {**values, "step_seconds": seconds, "tokens_per_second": self.clock.tokens / seconds}
 
 
@@ -66,6 +86,7 @@ class MetricsLog:
     def __init__(self, run: RunDir, step: int):
         cut_back(run.metrics, step)
         cut_back(run.samples, step)
+        cut_back(run.hosts, step)
         self._file = run.metrics.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1)
 

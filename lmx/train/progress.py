@@ -38,14 +38,18 @@ class Display:
     ) -> None:
         self._bar.stop()
 
-    def step(self, step: int, values: Values, *, logged: bool) -> None:
-        """After each step: moves the bar; without a terminal, a line for each logged step."""
+    def step(self, step: int, values: Values, *, logged: bool, remark: str = "") -> None:
+        """After each step: moves the bar; without a terminal, a line for each logged step, with the remark."""
         speed = values["tokens_per_second"]
         line = f"loss {values['loss']:.4f}  {speed:,.0f} tokens/s  MFU {speed * self._utilization:.1%}"
         self._bar.update(self._task, completed=step, line=line)
         if logged and not self.console.is_terminal:
             left = (self._steps - step) * values["step_seconds"]
-            self.console.print(f"step {step}/{self._steps}  {line}  left {left:,.0f} s", highlight=False)
+            self.console.print(
+                f"step {step}/{self._steps}  {line}  left {left:,.0f} s{remark and f'  {remark}'}", highlight=False
+            )
+        elif remark:
+            self.console.print(f"step {step}: {remark}", highlight=False)
 
     def say(self, text: str) -> None:
         """A line above the bar."""

@@ -1,41 +1,45 @@
 """A training run from its configuration to its report."""
 
-import functools
 import statistics
 import time
+import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
-
-import jax
 
 from lmx import config
 from lmx.checkpoint import loading
 from lmx.checkpoint.checkpointer import Checkpointer
+from lmx.checkpoint.local import LocalTier
 from lmx.data import cache
 from lmx.data.prepare import Prepared, prepare
-from lmx.decode.sources import Source, open_source
+from lmx.decode.frozen import load_frozen
+from lmx.decode.sources import open_source
 from lmx.errors import LmxError, UserError
 from lmx.eval.compression import XzScore, xz_score
 from lmx.experiment import Experiment, RunDir
 from lmx.kernels.roofline import quick_matmul_flops_per_second
 from lmx.models.flops import train_flops_per_token
-from lmx.models.model import param_shapes
+from lmx.report.goodput import read_goodput
 from lmx.sharding.launchers import START_SECONDS
 from lmx.sharding.mesh import build_mesh
 from lmx.sharding.preflight import preflight, require_same_data
-from lmx.sharding.processes import agreed, count, is_first, together
+from lmx.sharding.processes import agreed, count, is_first, share, together
 from lmx.sharding.rules import Sharding
 from lmx.train.fingerprint import compare, fingerprint
+from lmx.train.ledger import Ledger
 from lmx.train.loop import Loop, Profile
 from lmx.train.metrics import last_values
 from lmx.train.progress import Display
 from lmx.train.rundir import check_run, locked, write_json
 from lmx.train.signals import StopSignal
-from lmx.train.state import TrainState, init_state, pipeline_plan, state_shapes, state_shardings
+from lmx.train.start import start_state
+from lmx.train.state import TrainState, pipeline_plan, state_shardings
 from lmx.train.supervise import tell
+
+PROBE = "def probe(self): return 'Grüße', 3.14159  # What two tokenizers cut alike, they cut alike in general.\n"
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,13 @@ class RunOptions:
       allowed_changes: fields of the configuration that may differ from the run's own.
       profile: the first and last step of a trace, counted from 1, or None.
       start_seconds: within this time other processes must answer at the start.
+      began: when this attempt began, in seconds since 1970; by default when training is called.
     """
 
     allowed_changes: Sequence[str] = ()
     profile: tuple[int, int] | None = None
     start_seconds: float = START_SECONDS
+    began: float | None = None
 
 
 def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOptions()) -> dict[str, Any]:
@@ -65,6 +71,7 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
     """
     experiment.check()
     run = RunDir(run_dir)
+    ledger = Ledger(run.path if is_first() else None, options.began)
     notes = [_met(experiment, run, options.start_seconds)] if count() > 1 else []
     sharding = Sharding(build_mesh(experiment.mesh), experiment.rules)
     state_shardings(experiment, sharding)
@@ -81,14 +88,20 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
         with agreed():
             if is_first():
                 notes += compare(run, now)
-                config.save(experiment, run.experiment)
-                prepared.tokenizer.save(run.tokenizer)
+                if not run.experiment.exists():
+                    config.save(experiment, run.experiment)
+                prepared.save_tokenizer(run.tokenizer)
         tell(joined=True, checkpoints=str(loading.absolute(run.checkpoints_of(experiment))))
-        with Checkpointer(run.checkpoints_of(experiment), experiment.checkpoint) as checkpointer, together():
-            state, start, meta, more = start_state(experiment, sharding, checkpointer)
+        local = _local_tier(experiment, run)
+        with Checkpointer(run.checkpoints_of(experiment), experiment.checkpoint, local) as checkpointer, together():
+            state, start, meta, more = start_state(experiment, run, sharding, checkpointer)
+            state = replace(state, frozen=load_frozen(experiment, sharding, prepared))
             if is_first():
+                config.save(experiment, run.experiment)  # only now: a change that is refused leaves it as it was
                 write_json(run.fingerprint, now)
-                write_json(run.data, prepared.stats(experiment.layout(prepared.tokenizer)))
+                layout = experiment.layout(prepared.tokenizer)
+                notes += prepared.notes(layout)
+                write_json(run.data, prepared.stats(layout))
             peak = quick_matmul_flops_per_second(experiment.train.compute) * sharding.mesh.size
             flops = train_flops_per_token(experiment.model.spec(), experiment.train.length)
             with Display(experiment.train.steps, start, flops, peak, quiet=not is_first()) as display:
@@ -96,11 +109,26 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
                 for note in [*notes, *more, *([str(plan)] if plan else [])]:
                     display.say(note)
                 profile = options.profile and Profile(*options.profile, run.path / "profile")
-                loop = Loop(experiment, run, sharding, prepared, checkpointer, display, stop, profile)
+                loop = Loop(experiment, run, sharding, prepared, checkpointer, display, stop, ledger, profile)
                 began = time.perf_counter()
+                held.callback(ledger.close)
                 state = loop.train(state, start, meta)
+            ledger.enter("checkpoint")
             checkpointer.wait()
-        return _summary(experiment, run, prepared, loop, state, time.perf_counter() - began)
+            if local is not None:
+                local.close(remove=True)
+            ledger.enter("finish")
+        return _summary(experiment, run, prepared, loop, state, time.perf_counter() - began, ledger)
+
+
+def _local_tier(experiment: Experiment, run: RunDir) -> LocalTier | None:
+    """The node-local checkpoints of this run, if it wants some; its name for them is made once."""
+    directory = experiment.checkpoint.local_directory
+    if not directory:
+        return None
+    if is_first() and not run.identity.exists():
+        run.identity.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return LocalTier(directory, share(run.identity.read_text(encoding="utf-8") if is_first() else "")[0])
 
 
 def _met(experiment: Experiment, run: RunDir, seconds: float) -> str:
@@ -114,52 +142,28 @@ def _met(experiment: Experiment, run: RunDir, seconds: float) -> str:
 
 
 def check_vocabulary(experiment: Experiment, prepared: Prepared) -> None:
-    """Raises UserError if the model has fewer tokens than the tokenizer."""
+    """Raises UserError if the model has fewer tokens than the tokenizer, or starts from one with another tokenizer."""
     if experiment.model.vocab < prepared.tokenizer.vocab_size:
         raise UserError(
             f"model.vocab {experiment.model.vocab} is smaller than the tokenizer's {prepared.tokenizer.vocab_size} "
             f"tokens; set --model.vocab {prepared.tokenizer.vocab_size} or more"
         )
-
-
-def start_state(
-    experiment: Experiment, sharding: Sharding, checkpointer: Checkpointer
-) -> tuple[TrainState, int, dict[str, Any], list[str]]:
-    """The state to start from, its step, the checkpoint's meta data, and what there is to say about it."""
-    shardings, shapes = state_shardings(experiment, sharding), state_shapes(experiment)
-    target = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, shardings)
-    restored = checkpointer.restore(target)
-    if restored is not None:
-        skipped = [f"checkpoint {step} was not used: {reason}" for step, reason in restored.skipped]
-        return restored.state, restored.step, restored.meta, [*skipped, f"going on after step {restored.step}"]
-    key = jax.random.key(experiment.train.seed)
-    state = jax.jit(functools.partial(init_state, experiment), out_shardings=shardings)(key)
-    if not experiment.init_from:
-        return state, 0, {}, []
-    source = open_source(Path(experiment.init_from))
-    _require_shapes(experiment, source)
-    params, step = source.read("float32", sharding, None)
-    after = f" after step {step}" if source.experiment else ""
-    return _with_weights(state, params), 0, {}, [f"weights of {source.path}{after}"]
-
-
-def _require_shapes(experiment: Experiment, source: Source) -> None:
-    """Raises UserError unless the source's parameters are those of the experiment's model."""
-    if param_shapes(source.config.spec()) != param_shapes(experiment.model.spec()):
-        changes = config.diff(source.config, experiment.model)
+    given = open_source(Path(experiment.init_from)).tokenizer if experiment.init_from else None
+    if given is not None and given.encode(PROBE) != prepared.tokenizer.encode(PROBE):
         raise UserError(
-            f"the model of init_from {source.path} is not this recipe's: {'; '.join(map(str, changes[:5]))}; take its "
-            "sizes over, or another init_from"
+            f"init_from {experiment.init_from} was trained with another tokenizer than the data's; set the data's "
+            "tokenizer to TokenizerFile with the path of its own"
         )
 
 
-def _with_weights(state: TrainState, params: Any) -> TrainState:
-    ema = jax.tree.map(lambda p: p.copy(), params) if state.ema else state.ema
-    return TrainState(state.step, params, state.optimizer, ema, state.skipped, state.skipped_in_a_row)
-
-
 def _summary(
-    experiment: Experiment, run: RunDir, prepared: Prepared, loop: Loop, state: TrainState, seconds: float
+    experiment: Experiment,
+    run: RunDir,
+    prepared: Prepared,
+    loop: Loop,
+    state: TrainState,
+    seconds: float,
+    ledger: Ledger,
 ) -> dict[str, Any]:
     """What the run came to; written to summary.json and, if it can be drawn, a report, by the first process."""
     done = int(state.step)
@@ -180,6 +184,9 @@ def _summary(
     if experiment.eval.xz:
         score = _cached_xz(prepared)
         summary |= {"xz_bits_per_byte": score.alone, "xz_head_start_bits_per_byte": score.head_start}
+    ledger.close()
+    goodput = read_goodput(run.path)
+    summary["goodput"] = goodput.data() if goodput else None
     write_json(run.summary, summary)
     return summary | _report(run)
 

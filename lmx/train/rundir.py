@@ -29,7 +29,7 @@ def check_run(run: RunDir, experiment: Experiment, allowed: Sequence[str]) -> No
     if not run.experiment.exists():
         if any(p.name != LOCK for p in run.path.iterdir()):
             raise UserError(f"--run-dir {run.path} holds files but no run; choose an empty or a new directory")
-    elif epath.Path(run.checkpoints_of(run.load_experiment())).exists():  # before the first there is nothing to alter
+    elif _has_checkpoints(run):  # before the first there is nothing to alter
         _refuse_changes(run, experiment, allowed)
 
 
@@ -56,6 +56,12 @@ def locked(run: RunDir) -> Iterator[None]:
 def write_json(path: Any, value: Any) -> None:
     """Writes JSON for people to read too."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _has_checkpoints(run: RunDir) -> bool:
+    experiment = run.load_experiment()
+    local = run.local_checkpoints_of(experiment)
+    return epath.Path(run.checkpoints_of(experiment)).exists() or (local is not None and local.exists())
 
 
 def _refuse_changes(run: RunDir, experiment: Experiment, allowed: Sequence[str]) -> None:

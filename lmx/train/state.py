@@ -1,27 +1,33 @@
-"""The state of training: everything that a step reads and writes, and all that a checkpoint holds."""
+"""The state of training: everything that a step reads and writes, and what of it a checkpoint holds."""
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from lmx.errors import UserError
 from lmx.experiment import Experiment
 from lmx.models.model import init_params, param_axes
 from lmx.models.schedules import Plan, check_pipeline
 from lmx.nn.module import Params
-from lmx.sharding.rules import Sharding
+from lmx.objectives.objective import Frozen
+from lmx.optim.names import pick, put
+from lmx.optim.placement import placed
+from lmx.sharding.rules import Sharding, nearest_multiple
 
-FIELDS = ["step", "params", "optimizer", "ema", "skipped", "skipped_in_a_row"]
+FIELDS = ["step", "params", "optimizer", "ema", "skipped", "skipped_in_a_row", "frozen"]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=FIELDS, meta_fields=[])
 @dataclass(frozen=True)
 class TrainState:
-    """Attributes: int32 ``step`` (the next one); float32 ``params``; the optimizer's state; ``ema`` of the
-    parameters (an empty dict without one); int32 counts of skipped steps, in all and in a row."""
+    """Attributes: int32 ``step`` (the next one); the ``params`` of the model, adapters among them; the optimizer's
+    state and ``ema``, an average (an empty dict without one), of those that are trained, which are float32; int32
+    counts of skipped steps, in all and in a row; ``frozen``, the models that the loss reads and no step changes."""
 
     step: jax.Array
     params: Params
@@ -29,19 +35,46 @@ class TrainState:
     ema: Params
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    frozen: Mapping[str, Frozen] = field(default_factory=dict)
 
     @property
     def for_eval(self) -> Params:
-        """The averaged parameters if there are any, else the parameters."""
-        return self.ema or self.params
+        """The parameters, with the averages in the place of those that have one."""
+        return cast(Params, put(self.params, self.ema))
 
 
-def init_state(experiment: Experiment, key: jax.Array) -> TrainState:
-    """A fresh state: pure, to be jitted with shardings so that each device makes only its shards."""
-    params = init_params(experiment.model.spec(), key)
-    zero = jnp.int32(0)
-    ema = jax.tree.map(jnp.copy, params) if experiment.train.ema else {}
-    return TrainState(zero, params, experiment.optimizer.build().init(params), ema, zero, zero)
+def trained(experiment: Experiment, tree: Any) -> Params:
+    """Of the parameters, or a tree parallel to them, what a step changes."""
+    return pick(tree, experiment.trains)
+
+
+def saved(experiment: Experiment, state: TrainState) -> TrainState:
+    """What a checkpoint holds: all but the frozen models and the model beside an adapter, which come from where they
+    came from."""
+    params = trained(experiment, state.params) if experiment.adapter.alone else state.params
+    return replace(state, params=params, frozen={})
+
+
+def axes_of(experiment: Experiment) -> Params:
+    """The logical axes of a state's parameters."""
+    return experiment.adapter.axes(param_axes(experiment.model.spec()))
+
+
+def transformation(experiment: Experiment) -> optax.GradientTransformationExtraArgs:
+    """The optimizer, of the parameters that are trained."""
+    return experiment.optimizer.build(trained(experiment, axes_of(experiment)))
+
+
+def init_state(experiment: Experiment, key: jax.Array, base: Params | None = None) -> TrainState:
+    """A fresh state: pure, to be jitted with shardings so that each device makes only its shards.
+
+    ``base`` are the model's parameters; fresh ones by default.
+    """
+    spec, zero = experiment.model.spec(), jnp.int32(0)
+    params = experiment.adapter.adapt(init_params(spec, key) if base is None else base, param_axes(spec), key)
+    own = trained(experiment, params)
+    ema = jax.tree.map(jnp.copy, own) if experiment.train.ema else {}
+    return TrainState(zero, params, transformation(experiment).init(own), ema, zero, zero)
 
 
 def state_shapes(experiment: Experiment) -> TrainState:
@@ -55,29 +88,35 @@ def pipeline_plan(experiment: Experiment, sharding: Sharding) -> Plan | None:
     return check_pipeline(experiment.pipeline, sharding, spec, train.batch // train.accumulate)
 
 
-def state_shardings(experiment: Experiment, sharding: Sharding) -> TrainState:
-    """A sharding for each leaf: the moments and the average lie as the parameters do, scalars are replicated.
+def state_shardings(
+    experiment: Experiment, sharding: Sharding, frozen: Mapping[str, Frozen] | None = None
+) -> TrainState:
+    """A sharding for each leaf: moments and averages lie as their parameters do, scalars are replicated.
+
+    Args:
+      experiment: says what is trained, and how.
+      sharding: the mesh and the rules.
+      frozen: the frozen models of the state, or their shapes.
 
     Raises:
       UserError: the mesh does not divide a parameter, the batch or the length.
     """
     pipeline_plan(experiment, sharding)
-    shapes, axes = state_shapes(experiment), param_axes(experiment.model.spec())
+    shapes, axes = state_shapes(experiment), axes_of(experiment)
     sharding.check_divides(axes, shapes.params)
     sharding.check_length(experiment.train.length)
     ways, micro = sharding.ways("act_batch"), experiment.train.batch // experiment.train.accumulate
     if micro % ways:
         raise UserError(
             f"the mesh splits the batch into {ways}, which does not divide the {micro} sequences of a microbatch "
-            f"(train.batch / train.accumulate); choose a multiple of {ways}"
+            f"(train.batch / train.accumulate); the nearest number that it divides is {nearest_multiple(micro, ways)}"
         )
-    by_param = sharding.tree(axes)
-    structure = jax.tree.structure(shapes.params)
-
-    def is_params(tree: Any) -> Any:
-        return cast(Any, jax.tree.structure(tree)) == structure
-
-    def place(tree: Any) -> Any:
-        return by_param if is_params(tree) else sharding.replicated()
-
-    return cast(TrainState, jax.tree.map(place, shapes, is_leaf=is_params))
+    own, own_axes, everywhere = (
+        trained(experiment, shapes.params),
+        trained(experiment, axes),
+        cast(Any, sharding.replicated()),
+    )
+    optimizer = placed(shapes.optimizer, own, own_axes, sharding.named)
+    ema = sharding.tree(own_axes) if experiment.train.ema else {}
+    models = {name: replace(m, params=sharding.tree(param_axes(m.spec))) for name, m in (frozen or {}).items()}
+    return TrainState(everywhere, sharding.tree(axes), optimizer, ema, everywhere, everywhere, models)

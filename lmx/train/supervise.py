@@ -25,6 +25,8 @@ BEATS = 4
 """Signs of life in a heartbeat's time."""
 GRACE = 5.0
 """Seconds that the other processes have to say what they know when one has failed."""
+PAUSE = 1.0
+"""Seconds before a job starts again."""
 AGAIN = 1.0
 """A signal so much later than the first is a second one, which ends everything at once."""
 FINAL = frozenset([EXIT_DONE, EXIT_USER_ERROR, EXIT_INTERRUPTED, 130])
@@ -106,84 +108,101 @@ class Child:
 
 
 class Supervisor:
-    """Runs commands as one job, once or again and again; a context manager that passes signals on."""
+    """Runs commands as one job, once or again and again.
 
-    def __init__(self, limits: Limits, say: Callable[[str], None]):
+    Args:
+      limits: of the job.
+      say: is told when a process has failed, and what follows.
+      output: where the lines of commands with names go; standard output by default.
+    """
+
+    def __init__(self, limits: Limits, say: Callable[[str], None], output: IO[bytes] | None = None):
         self._limits, self._say = limits, say
-        self._children: list[Child] = []
+        self._output = output or sys.stdout.buffer
+        self.children: list[Child] = []
         self._asked: float | None = None
 
     def run(self, commands: Callable[[], Sequence[Command]]) -> int:
-        """Runs the commands, made anew for each attempt, to their end.
+        """Runs the commands, made anew for each attempt, to their end, and passes signals on to them.
 
         Returns:
           0 when all succeeded; 2 or 75 when they say so; 75 when one died or hung and there is a checkpoint to go on
           from; otherwise 1.
         """
         before = {s: signal.signal(s, self._pass_on) for s in (signal.SIGTERM, signal.SIGINT)}
-        left, deadline = self._limits.restarts, None
         try:
-            while True:
-                cause = self._attempt(commands())
-                if cause is None:
-                    return EXIT_DONE
-                status, joined = self._status(cause), any(c.joined for c in self._children)
-                if (status in FINAL and cause.code == status) or self._asked is not None:
-                    return status
-                if deadline is None or joined:
-                    left, deadline = left - 1, time.monotonic() + self._limits.start_seconds
-                again = left >= 0 and time.monotonic() < deadline
-                rest = f"starting again, {left} restarts left" if again else f"exit code {status}"
-                self._say(f"{cause.told()}; {rest}")
-                if not again:
-                    return status
-                time.sleep(1)
+            return self.attempts(commands)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def attempts(self, commands: Callable[[], Sequence[Command]]) -> int:
+        """The same without signals, for a thread that is not the main one."""
+        left, deadline = self._limits.restarts, None
+        while True:
+            cause = self._attempt(commands())
+            if cause is None:
+                return EXIT_DONE
+            status, joined = self._status(cause), any(c.joined for c in self.children)
+            if (status in FINAL and cause.code == status) or self._asked is not None:
+                return status
+            if deadline is None or joined:
+                left, deadline = left - 1, time.monotonic() + self._limits.start_seconds
+            again = left >= 0 and time.monotonic() < deadline
+            rest = f"starting again, {left} restarts left" if again else f"exit code {status}"
+            self._say(f"{cause.told()}; {rest}")
+            if not again:
+                return status
+            time.sleep(PAUSE)
+
+    def end(self) -> None:
+        """Ends the job at once; it does not start again."""
+        self._asked = time.monotonic()
+        for child in self.children:
+            child.kill()
+
     def _attempt(self, commands: Sequence[Command]) -> Child | None:
         """Runs each command once; the one that the others fell with, or None."""
-        self._children = [start(command) for command in commands]
+        self.children = [start(command, self._output) for command in commands]
         limits, failed = self._limits, None
         try:
-            while sum(c.poll(limits.heartbeat_seconds) for c in self._children) < len(commands):
-                failed = failed or next((c.ended for c in self._children if c.ended and c.code), None)
-                done = next((c.ended for c in self._children if c.ended), None)
+            while sum(c.poll(limits.heartbeat_seconds) for c in self.children) < len(commands):
+                failed = failed or next((c.ended for c in self.children if c.ended and c.code), None)
+                done = next((c.ended for c in self.children if c.ended), None)
                 if (failed and time.monotonic() - failed > self._grace()) or (
                     done and time.monotonic() - done > limits.heartbeat_seconds + GRACE
                 ):
                     break
                 time.sleep(0.05)
         finally:
-            late = [c for c in self._children if not c.poll(limits.heartbeat_seconds)]
+            late = [c for c in self.children if not c.poll(limits.heartbeat_seconds)]
             for child in late:
                 child.hung = child.silence() > limits.heartbeat_seconds / 2
                 child.kill()
-            for child in self._children:
+            for child in self.children:
                 if child.reader:
                     child.reader.join(GRACE)
-        return _cause([c for c in self._children if c.hung or (c not in late and c.code)] or late)
+        return _cause([c for c in self.children if c.hung or (c not in late and c.code)] or late)
 
     def _grace(self) -> float:
         """All save together when one is interrupted; they fail together within little time."""
-        saving = all(c.code in FINAL for c in self._children if c.ended)
+        saving = all(c.code in FINAL for c in self.children if c.ended)
         return self._limits.heartbeat_seconds + GRACE if saving else GRACE
 
     def _status(self, cause: Child) -> int:
         if cause.code >= 0 and not cause.hung:
             return cause.code
-        return EXIT_INTERRUPTED if any(c.has_checkpoint() for c in self._children) else EXIT_FAILURE
+        return EXIT_INTERRUPTED if any(c.has_checkpoint() for c in self.children) else EXIT_FAILURE
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         again = self._asked is not None and time.monotonic() - self._asked > AGAIN
         self._asked = self._asked or time.monotonic()
-        for child in self._children:
+        for child in self.children:
             if child.process.poll() is None:
                 child.process.send_signal(signal.SIGKILL if again else number)
 
 
-def start(command: Command) -> Child:
+def start(command: Command, out: IO[bytes]) -> Child:
     """Starts a command in a session of its own (signals come from the parent), with a pipe to the parent."""
     reader, writer = os.pipe()
     output = subprocess.PIPE if command.name else None
@@ -199,7 +218,7 @@ def start(command: Command) -> Child:
     child = Child(command, process)
     threading.Thread(target=_listen, args=(child, os.fdopen(reader, "rb")), daemon=True).start()
     if process.stdout is not None:
-        child.reader = threading.Thread(target=_print_lines, args=(command.name, process.stdout), daemon=True)
+        child.reader = threading.Thread(target=_print_lines, args=(command.name, process.stdout, out), daemon=True)
         child.reader.start()
     return child
 
@@ -224,10 +243,10 @@ def _listen(child: Child, pipe: IO[bytes]) -> None:
             child.checkpoints = news.get("checkpoints", child.checkpoints)
 
 
-def _print_lines(name: str, stream: IO[bytes]) -> None:
+def _print_lines(name: str, stream: IO[bytes], out: IO[bytes]) -> None:
     for line in stream:
-        sys.stdout.buffer.write(f"[{name}] ".encode() + line)
-        sys.stdout.buffer.flush()
+        out.write(f"[{name}] ".encode() + line)
+        out.flush()
 
 
 def is_supervised() -> bool:

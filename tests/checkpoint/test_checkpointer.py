@@ -3,6 +3,8 @@ import functools
 import os
 import shutil
 import subprocess
+import threading
+import time
 from typing import NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lmx.checkpoint import checkpointer as checkpointer_module
 from lmx.checkpoint import manifest
 from lmx.checkpoint.checkpointer import Checkpointer, load_subtree
 from lmx.checkpoint.config import CheckpointConfig
@@ -269,3 +272,19 @@ def test_a_full_disk_leaves_the_older_checkpoints(tmp_path):
         assert same(restored(tmp_path / "run").state, make_state(4))
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_save_that_failed_on_another_process_is_not_waited_for(tmp_path, monkeypatch):
+    """Orbax would wait for that process, for ten minutes."""
+    release, told = threading.Event(), []
+    monkeypatch.setattr(checkpointer_module, "count", lambda: 2)
+    monkeypatch.setattr(checkpointer_module, "posted", lambda topic: told.append(topic) or {1: "the disk is full"})
+    monkeypatch.setattr(Checkpointer, "_finish", lambda *_: release.wait(60))
+    began = time.monotonic()
+    checkpointer = Checkpointer(tmp_path, CheckpointConfig())
+    checkpointer.save(3, {"w": jnp.zeros(4)}, {})
+    with pytest.raises(LmxError, match=r"step 3 was not saved in .* the disk is full"):
+        checkpointer.close()
+    release.set()
+    assert time.monotonic() - began < 20
+    assert told == ["save-1-failed"]

@@ -132,6 +132,37 @@ def test_train_refuses_another_configuration_with_exit_code_2(
     assert "--allow-config-change model.width" in err
 
 
+def test_train_refuses_the_checkpoints_of_another_model(
+    recipe: Path, run_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    foreign = ("--checkpoint.directory", run_dir / "checkpoints")
+    assert code("train", f"{recipe}:wider", "--run-dir", tmp_path / "new", *foreign) == 2
+    said = one_sentence(capfd, "train")
+    assert f"the checkpoint of step 6 in {run_dir / 'checkpoints'} does not fit this model: " in said
+    assert "use the configuration it was saved with" in said
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, "the environment of Slurm is half set"),
+        ({"LMX_PROCESSES": "2"}, "several processes are half set: LMX_PROCESSES=2 is there"),
+        ({"LMX_PROCESSES": "two"}, "LMX_PROCESSES is 'two', expected a number"),
+    ],
+)
+def test_train_refuses_a_launcher_environment_that_is_half_set(
+    recipe: Path,
+    variables: dict[str, str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert code("train", recipe) == 2
+    assert words in one_sentence(capfd, "train")
+
+
 def test_generate_prints_the_prompt_and_goes_on(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = ("--max-new-tokens", 5, "--temperature", 0)
     assert code("generate", run_dir, "--prompt", "the cat", *options) == 0
@@ -313,14 +344,15 @@ def test_check_mesh_makes_virtual_devices_and_fails_when_no_mesh_can_be_tried(re
     command = ["check", "mesh", str(recipe), "--devices", "3", "--steps", "1", "--json", "-"]
     done = python(f"import sys; from lmx.cli.main import main; sys.exit(main({command!r}))", XLA_FLAGS=QUICK)
     assert done.returncode == 1, done.stderr
-    assert "lmx check: no mesh could be tried: tensor=3: the mesh splits the axis" in done.stderr
-    checked = json.loads(done.stdout)
+    assert "lmx check: tiny: no mesh could be tried: tensor=3: the mesh splits the axis" in done.stderr
+    result = json.loads(done.stdout)
+    assert not result["same"]
+    checked = result["recipes"]["tiny"]
     assert checked["devices"] == 3
-    assert not checked["same"]
     split = [{axis: size for axis, size in t["mesh"].items() if size > 1} for t in checked["trials"]]
-    assert split == [{}, {"tensor": 3}, {"sequence": 3}, {"expert": 3}, {"fsdp": 3}, {"data": 3}]
+    assert split == [{}, *({axis: 3} for axis in ("tensor", "sequence", "expert", "stage", "fsdp", "data"))]
 
 
 def test_check_faults_needs_room_for_its_faults(capfd: pytest.CaptureFixture[str]) -> None:
-    assert code("check", "faults", "--runs", 20, "--steps", 50) == 2
-    assert "expected at least 1 run and 73 steps" in one_sentence(capfd, "check")
+    assert code("check", "faults", "--faults", 20, "--steps", 50) == 2
+    assert "expected at least 1 fault and 71 steps" in one_sentence(capfd, "check")

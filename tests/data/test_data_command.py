@@ -1,19 +1,26 @@
 import json
 import sys
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from lmx.cli import data
 from lmx.data.config import DataConfig
+from lmx.data.layout import Layout, NextTokens
 from lmx.data.prepare import Prepared
+from lmx.data.tokenizer import TextTokenizer
+from lmx.experiment import TrainConfig
 
 
 @dataclass(frozen=True)
 class Recipe:
     corpus: DataConfig
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def layout(self, tokenizer: TextTokenizer) -> Layout:
+        return NextTokens(self.train.length)
 
 
 @pytest.fixture

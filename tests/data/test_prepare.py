@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmx.data import cache, documents, parts, tokens
+from lmx.data import cache, parts, records, tokens
 from lmx.data import prepare as preparing
 from lmx.data.config import DataConfig, LocalFiles, Tokenizer, TokenizerFile, TrainedBpe
 from lmx.data.prepare import Prepared, prepare
@@ -64,7 +64,7 @@ def test_statistics_are_json_and_say_what_packing_gives(prepared: Prepared) -> N
 
 def test_preparing_again_reads_nothing(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "run_parts", None)
-    monkeypatch.setattr(documents, "open_records", None)
+    monkeypatch.setattr(records, "open_records", None)
     start = time.perf_counter()
     again = prepare(prepared.config, progress=False)
     assert time.perf_counter() - start < 0.3
@@ -107,7 +107,7 @@ def test_preparation_goes_on_where_it_stopped(
 
     monkeypatch.setattr(parts, "PART_BYTES", 2_000)
     config = dataclasses.replace(prepared.config, cache_dir=str(tmp_path / "cache"))
-    module = {"write_part": base, "index_part": documents, "encode_part": tokens}[stage]
+    module = {"write_part": base, "index_part": records, "encode_part": tokens}[stage]
     original, calls = getattr(module, stage), list[Path]()
 
     def stops_at_the_third(part: object) -> object:
@@ -257,7 +257,7 @@ def test_errors_in_a_worker_process_arrive(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_said() -> None:
-    job = documents.RecordsPart(documents.Dataset("nowhere"), 0, 1, 1, Path())
+    job = records.RecordsPart(records.Dataset("nowhere"), 0, 1, 1, Path())
     with pytest.raises(LmxError, match="a worker process was killed"):
         parts.run_parts(die, [job], label="", workers=2, progress=False)
 

@@ -11,7 +11,8 @@ import pytest
 from lmx.errors import UserError
 from lmx.nn.activation import ClampedGlu
 from lmx.nn.context import Context
-from lmx.nn.moe import Capacity, Dropless, Moe
+from lmx.nn.dispatch import Capacity, Dropless
+from lmx.nn.moe import Moe
 from lmx.nn.router import SigmoidRouter, SoftmaxRouter
 from lmx.sharding.mesh import MeshConfig, build_mesh
 from lmx.sharding.rules import Rules, Sharding, use_sharding

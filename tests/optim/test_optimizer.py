@@ -19,7 +19,7 @@ def drawn(seed: int) -> dict:
 
 
 def trained(optimizer: AdamW, steps: int) -> tuple[dict, object]:
-    params, transformation = drawn(0), optimizer.build()
+    params, transformation = drawn(0), optimizer.build({})
     state = transformation.init(params)
     for step in range(steps):
         updates, state = transformation.update(drawn(step + 1), state, params)

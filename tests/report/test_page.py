@@ -100,7 +100,11 @@ def test_the_command_prints_the_path(tmp_path, capsys):
     main([str(run)])
     assert capsys.readouterr().out == f"{run / 'report.html'}\n"
     main([str(run), "--out", str(tmp_path / "p.html"), "--json", "-"])
-    assert json.loads(capsys.readouterr().out) == {"report": str(tmp_path / "p.html"), "runs": [str(run)]}
+    assert json.loads(capsys.readouterr().out) == {
+        "report": str(tmp_path / "p.html"),
+        "runs": [str(run)],
+        "goodput": {str(run): None},
+    }
 
 
 def test_help_has_an_example(capsys):

@@ -12,6 +12,8 @@ from lmx.sharding.mesh import MeshConfig, build_mesh
         (MeshConfig(), (1, 8, 1, 1, 1, 1, 1)),
         (MeshConfig(data=2, fsdp=-1, tensor=2), (1, 2, 2, 1, 1, 1, 2)),
         (MeshConfig(data=1, fsdp=2, tensor=4), (1, 1, 2, 1, 1, 1, 4)),
+        (MeshConfig(fsdp=-8, tensor=-3), (1, 1, 8, 1, 1, 1, 1)),
+        (MeshConfig(data=1, fsdp=-1, tensor=-6), (1, 1, 2, 1, 1, 1, 4)),
         (MeshConfig(slice=2, data=-1, expert=2, sequence=2), (2, 1, 1, 1, 2, 2, 1)),
     ],
 )
@@ -32,25 +34,26 @@ def test_mesh_of_some_devices():
     [
         (
             MeshConfig(fsdp=0),
-            "mesh.fsdp is 0; each axis is at least 1, and at most one of them -1 for 'the rest'",
+            "mesh.fsdp is 0; each axis is at least 1, or at most one of them -1 for 'the rest'",
         ),
         (
             MeshConfig(data=-1, tensor=-1),
-            "mesh.data and mesh.tensor are -1; each axis is at least 1, and at most one of them -1 for 'the rest'",
+            "mesh.data and mesh.tensor are -1; each axis is at least 1, or at most one of them -1 for 'the rest'",
         ),
         (
             MeshConfig(data=2, fsdp=2, tensor=4),
             "the mesh data 2 x fsdp 2 x tensor 4 takes 16 devices, but there are 8; "
-            "choose sizes whose product is 8, or set one axis to -1",
+            "choose sizes whose product is 8 (the nearest: data 1 x fsdp 2 x tensor 4), or set one axis to -1",
         ),
         (
             MeshConfig(data=2, fsdp=1, tensor=1),
-            "the mesh data 2 takes 2 devices, but there are 8; choose sizes whose product is 8, or set one axis to -1",
+            "the mesh data 2 takes 2 devices, but there are 8; "
+            "choose sizes whose product is 8 (the nearest: data 8), or set one axis to -1",
         ),
         (
             MeshConfig(fsdp=3),
             "the mesh fsdp 3 takes a multiple of 3 devices, but there are 8; "
-            "choose sizes whose product is 8, or set one axis to -1",
+            "choose sizes whose product is 8 (the nearest: fsdp 4), or set one axis to -1",
         ),
     ],
 )

@@ -7,8 +7,9 @@ from jax.sharding import PartitionSpec as P
 
 from lmx.errors import UserError
 from lmx.models.model import param_axes, param_shapes
+from lmx.sharding.layouts import LAYOUTS
 from lmx.sharding.mesh import MeshConfig, build_mesh
-from lmx.sharding.rules import PRESETS, Rules, Sharding, constrain, manual_axes, split_axes, use_sharding, ways
+from lmx.sharding.rules import Rules, Sharding, constrain, manual_axes, split_axes, use_sharding, ways
 
 
 def sharding(data: int = 2, fsdp: int = 2, tensor: int = 2, rules: Rules | None = None) -> Sharding:
@@ -69,7 +70,8 @@ def test_a_mesh_that_does_not_divide_a_parameter_says_which(llama):
         sharding(1, 2, 4).check_divides(axes, shapes)
     assert str(error.value) == (
         "the mesh splits the axis 'kv_heads' of stack/segment_0/block_0/attention/key/kernel into 4 (mesh axes "
-        "tensor), which does not divide its size 2; choose a mesh that divides it, or set --rules.kv_heads to no axes"
+        "tensor), which does not divide its size 2; choose a mesh that splits it into 2, the nearest number that "
+        "divides it, or set --rules.kv-heads to no axes"
     )
     sharding(1, 2, 4, replace(Rules(), kv_heads=())).check_divides(axes, shapes)
 
@@ -84,7 +86,7 @@ def test_a_length_that_the_mesh_does_not_divide_says_which_and_the_nearest():
     mesh = build_mesh(MeshConfig(data=1, sequence=4, tensor=2))
     Sharding(mesh, Rules()).check_length(12)
     with pytest.raises(UserError) as error:
-        Sharding(mesh, PRESETS["sequence_norms"]).check_length(12)
+        Sharding(mesh, LAYOUTS["megatron"].rules).check_length(12)
     assert str(error.value) == (
         "the mesh splits 'act_residual' into 8 (mesh axes sequence, tensor), which does not divide the length 12; the "
         "nearest length that it divides is 16"

@@ -44,14 +44,15 @@ def test_a_sound_experiment_is_the_same_on_every_mesh(gpt2: Experiment) -> None:
     checked = check_mesh(gpt2, [EVERYWHERE], progress=names.append)
     checked.verify()
     assert checked.failure() is None
-    assert names == ["one device", "data=2,fsdp=2,tensor=2"]
-    single, *others = checked.trials
-    assert single.worst[0] == 0.0
+    assert names == ["one device", "data=2,fsdp=2,tensor=2 (1 of 1)"]
+    single, trial = checked.trials
+    assert single.failure(checked.tolerance)[0] == 0.0
     assert len(single.loss) == 2
-    for trial in others:
-        assert trial.mesh != single.mesh
-        assert 0 < trial.worst[0] < checked.tolerance
-        assert 0 < trial.memory_bytes_per_device < single.memory_bytes_per_device
+    assert single.sent_bytes_per_device == {}
+    assert trial.mesh != single.mesh
+    assert 0 < trial.gradient_difference < checked.tolerance
+    assert 0 < trial.memory_bytes_per_device < single.memory_bytes_per_device
+    assert {"data", "fsdp", "tensor"} <= set(trial.sent_bytes_per_device)
     data = json.loads(json.dumps(checked.data()))
     assert data["same"]
     assert len(data["trials"]) == 2
@@ -83,6 +84,15 @@ def test_not_a_number_is_the_worst_difference() -> None:
         MeshCheck(8, 1, 1e-5, (trial, trial)).verify()
 
 
+def test_a_parameter_that_went_elsewhere_fails() -> None:
+    trial = Trial({"data": 2, "fsdp": 1}, loss_difference=2e-6, param_difference=0.06)
+    with pytest.raises(
+        LmxError, match=r"a parameter on the mesh data=2 .* by 6\.0e-02 of the learning rate, more than"
+    ):
+        MeshCheck(8, 1, 1e-5, (trial, trial)).verify()
+    MeshCheck(8, 1, 1e-5, (trial, dataclasses.replace(trial, param_difference=0.04))).verify()
+
+
 def test_too_large_a_mesh_and_no_steps_are_the_users_mistake(llama: Experiment) -> None:
     with pytest.raises(UserError, match="takes 16 devices, but there are 8"):
         check_mesh(llama, [MeshConfig(data=16)])
@@ -92,8 +102,8 @@ def test_too_large_a_mesh_and_no_steps_are_the_users_mistake(llama: Experiment) 
 
 def test_all_meshes_are_each_factorisation_once() -> None:
     found = all_meshes(8)
-    assert len(set(found)) == len(found) == 35
-    assert all(m.data * m.fsdp * m.expert * m.sequence * m.tensor == 8 for m in found)
+    assert len(set(found)) == len(found) == 56
+    assert all(m.data * m.fsdp * m.stage * m.expert * m.sequence * m.tensor == 8 for m in found)
 
 
 def test_random_rows_are_packed_as_real_ones_are(llama: Experiment) -> None:

@@ -1,62 +1,78 @@
-"""Three faults of the check of faults, and what it says when something is wrong."""
+"""Six faults of the check of faults in a job of two processes, and what it says when something is wrong."""
 
-import signal
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from lmx.errors import LmxError, UserError
-from lmx.train.check_faults import FIRST, Fault, FaultCheck, Outcome, check_faults, random_faults
+from lmx.train.check_faults import CYCLE, END_SECONDS, FIRST, Fault, FaultCheck, Outcome, check_faults, random_faults
 
-STEPS = 90
+STEPS = 80
+SIX = (
+    Fault(FIRST, moment="saving"),
+    Fault(FIRST + 4, damage="flip"),
+    Fault(FIRST + 8, "SIGSTOP"),
+    Fault(FIRST + 12, "SIGTERM"),
+    Fault(FIRST + 16, "full disk"),
+    Fault(FIRST + 24, damage="truncate"),
+)
 
 
-def test_a_run_survives_a_kill_a_flipped_bit_and_a_sigterm() -> None:
-    faults = (
-        Fault(FIRST, while_saving=True),
-        Fault(FIRST + 14, damage="flip"),
-        Fault(FIRST + 31, "SIGTERM"),
-    )
+def test_a_job_of_two_processes_survives_six_faults() -> None:
     said: list[str] = []
-    checked = check_faults(faults, STEPS, seed=3, progress=said.append)
+    checked = check_faults(SIX, STEPS, processes=2, seed=3, progress=said.append)
     assert checked.problems() == []
     checked.verify()
-    killed, robbed, stopped = checked.outcomes
-    assert [o.exit_code for o in checked.outcomes] == [-signal.SIGKILL, -signal.SIGKILL, 75]
+    killed, flipped, stopped, told, full, truncated = checked.outcomes
+    assert [o.exit_code for o in checked.outcomes] == [75, 75, 75, 75, 1, 75]
     assert 0 < killed.resumed <= killed.step
-    assert int(robbed.damage.split("/")[0]) > robbed.resumed > 0
-    assert stopped.resumed >= stopped.step > FIRST
-    assert "3 faults" in checked.verdict()
-    assert len(said) == 5
+    for robbed in (flipped, truncated):
+        assert int(robbed.damage.split("/")[0]) > robbed.resumed > 0
+    assert told.resumed >= told.step > stopped.step
+    assert full.resumed < full.step
+    assert "6 faults in a job of 2 processes" in checked.verdict()
+    assert len(said) == 8
+    spent = checked.goodput["seconds"]
+    assert checked.goodput["attempts"] == 7
+    assert all(spent[kind] > 0 for kind in ("steps", "repeated", "start_up", "compile", "checkpoint", "restart"))
+    assert sum(spent.values()) == pytest.approx(checked.goodput["wall_seconds"]) < checked.seconds
 
 
-GOOD = Outcome("SIGKILL", False, step=44, exit_code=-9, damage="", expected=40, resumed=40)
+@pytest.mark.slow
+def test_one_process_survives_them_too() -> None:
+    assert check_faults(SIX, STEPS, seed=4).problems() == []
+
+
+GOOD = Outcome("SIGKILL", "training", 1, step=44, exit_code=75, seconds=3, damage="", expected=40, resumed=40)
 
 
 @pytest.mark.parametrize(
     ("outcome", "different", "message"),
     [
         (replace(GOOD, resumed=0), (), "went on from step 0; the newest good checkpoint was 40"),
-        (replace(GOOD, signal="SIGTERM"), (), "SIGTERM after step 44 gave exit code -9, expected 75"),
+        (replace(GOOD, exit_code=1), (), "SIGKILL of process 1 after step 44 gave exit code 1, expected 75"),
+        (replace(GOOD, kind="full disk"), (), "full disk of process 1 after step 44 gave exit code 75, expected 1"),
+        (replace(GOOD, seconds=99), (), f"the job ended 99 s later, expected within {END_SECONDS:.0f} s"),
         (GOOD, ("loss of step 3 is 1.0, undisturbed 2.0", "ema/x differs"), "loss of step 3 .*and 1 more"),
     ],
 )
 def test_whatever_is_wrong_fails_the_check(outcome: Outcome, different: tuple[str, ...], message: str) -> None:
-    checked = FaultCheck(STEPS, (GOOD, outcome), different)
+    checked = FaultCheck(STEPS, 2, "a tmpfs", (GOOD, outcome), different, {}, 1.0)
     assert not checked.data()["same"]
     with pytest.raises(LmxError, match=message):
         checked.verify()
 
 
 def test_random_faults_are_as_many_as_asked_and_of_every_kind() -> None:
-    faults = random_faults(20, 300, seed=1)
-    assert faults == random_faults(20, 300, seed=1) != random_faults(20, 300, seed=2)
-    assert [f.signal for f in faults].count("SIGKILL") == 20
-    assert {f.signal for f in faults} == {"SIGKILL", "SIGTERM", "SIGINT"}
-    assert {f.damage for f in faults} == {"", "truncate", "flip"}
-    assert {f.while_saving for f in faults} == {True, False}
+    faults = random_faults(50, 200, seed=1)
+    assert faults == random_faults(50, 200, seed=1) != random_faults(50, 200, seed=2)
+    assert Counter(replace(fault, step=0) for fault in faults) == dict.fromkeys(CYCLE, 5)
+    assert {f.kind for f in CYCLE} == {"SIGKILL", "SIGTERM", "SIGSTOP", "SIGINT", "full disk"}
+    assert {f.damage for f in CYCLE} == {"", "truncate", "flip"}
+    assert {f.moment for f in CYCLE} == {"starting", "training", "saving"}
     steps = [f.step for f in faults]
     assert steps[0] >= FIRST
     assert sorted(set(steps)) == steps
-    with pytest.raises(UserError, match="--runs 20, --steps 60: expected at least 1 run and 73 steps"):
+    with pytest.raises(UserError, match="--faults 20, --steps 60: expected at least 1 fault and 71 steps"):
         random_faults(20, 60, seed=0)

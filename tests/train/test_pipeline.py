@@ -150,7 +150,7 @@ def pipelined(base: Experiment, schedule: Any, microbatches: int = 4, **more: An
 SCHEDULES = ["gpipe", "circular", "1f1b"]
 
 
-FAST = [("llama", "gpipe"), ("llama", "circular"), ("llama", "1f1b"), ("mixtral", "1f1b"), ("t5", "gpipe")]
+FAST = [("llama", "circular"), ("llama", "1f1b"), ("mixtral", "1f1b"), ("t5", "gpipe")]  # more in test_check_mesh_pairs
 PAIRS = [
     pytest.param(name, schedule, marks=() if (name, schedule) in FAST else pytest.mark.slow)
     for name in MODELS
@@ -166,7 +166,10 @@ def test_stages_give_the_numbers_of_one_device(name: str, schedule: str) -> None
     same(run(pipelined(base, schedule), MeshConfig(data=2, stage=2, tensor=2)), run(one))
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+GPIPE_OR_1F1B = [pytest.param("gpipe", marks=pytest.mark.slow), "1f1b"]
+
+
+@pytest.mark.parametrize("schedule", GPIPE_OR_1F1B)
 def test_prefixes_go_through_the_stages(schedule: str) -> None:
     base = replace(experiment("llama"), objective=Prefixed())
     ours = run(pipelined(base, schedule), MeshConfig(data=2, stage=2, tensor=2))
@@ -176,7 +179,7 @@ def test_prefixes_go_through_the_stages(schedule: str) -> None:
 
 MESHES = [
     pytest.param(MeshConfig(data=1, fsdp=2, stage=4), "gpipe", 4, marks=pytest.mark.slow),
-    (MeshConfig(data=1, stage=4, tensor=2), "1f1b", 8),
+    pytest.param(MeshConfig(data=1, stage=4, tensor=2), "1f1b", 8, marks=pytest.mark.slow),
     pytest.param(MeshConfig(data=1, stage=2, sequence=2, tensor=2), "circular", 4, marks=pytest.mark.slow),
     (MeshConfig(data=2, stage=2, sequence=2), "1f1b", 2),
     pytest.param(MeshConfig(slice=2, data=1, stage=2), "gpipe", 1, marks=pytest.mark.slow),
@@ -192,12 +195,13 @@ def test_stages_go_with_other_axes_and_accumulation(mesh: MeshConfig, schedule: 
     )
 
 
+@pytest.mark.slow  # by gpipe: test_check_mesh_pairs
 def test_experts_and_stages() -> None:
     mesh = MeshConfig(data=1, expert=2, stage=2, tensor=2)
     same(run(pipelined(experiment("mixtral"), "circular"), mesh), run(experiment("mixtral", accumulate=4)))
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("schedule", GPIPE_OR_1F1B)
 def test_layers_before_the_longest_segment_run_on_all_stages(schedule: str) -> None:
     base = experiment("deepseek")
     one = experiment("deepseek", accumulate=4)
@@ -251,7 +255,7 @@ def test_what_does_not_fit_says_so() -> None:
         state_shardings(pipelined(experiment("llama"), "gpipe", 3), sharding)
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("schedule", GPIPE_OR_1F1B)
 def test_bfloat16_stays_close(schedule: str) -> None:
     base = experiment("llama", compute="bfloat16")
     ours, one = run(pipelined(base, schedule), MeshConfig(data=2, stage=2)), run(base)

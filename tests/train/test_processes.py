@@ -1,7 +1,9 @@
 """Two real processes on this host: the same run as one, their preflight, and what happens when one fails."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,39 +13,81 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import ROOT, TRAIN, environment, metrics, set_up
+from jobs import ROOT, TRAIN, both, environment, metrics, set_up
+
+from lmx.cli.recipes import load_recipe
+from lmx.train.run import train
 
 LOCAL = (sys.executable, str(ROOT / "launch" / "local.py"))
 STEPS = 40
 CHECK = (sys.executable, "-m", "lmx.cli.main", "check", "cluster")
+WATCHED = """
+import json
+import os
+import time
+
+from lmx.data.loader import Loader
+from tiny import tiny
+
+PROCESS = os.environ["LMX_PROCESS"]
+read = Loader.read
+
+
+class Spied:
+    def __init__(self, rows):
+        self.rows, self.seen = rows, []
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        self.seen.append(index)
+        return self.rows[index]
+
+
+def watched_read(loader, step):
+    rows, loader._rows = loader._rows, Spied(loader._rows)
+    batch, seen, loader._rows = read(loader, step), loader._rows.seen, rows
+    if len(rows) > 10**9:  # those of training
+        with open(f"rows_{PROCESS}.jsonl", "a") as file:
+            file.write(json.dumps([step, sorted(seen)]) + "\\n")
+        time.sleep(0.1 * (PROCESS == "1"))
+    return batch
+
+
+Loader.read = watched_read
+watched = tiny
+"""
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("processes")
     set_up(root)
+    (root / "watched.py").write_text(WATCHED)
     return root
 
 
 @pytest.fixture(scope="module")
 def calm(root: Path) -> list[dict[str, Any]]:
     """The metrics of a run in one process with eight devices that nothing disturbs."""
-    train(root, "calm")
+    alone(root, "calm")
     return metrics(root / "calm")
 
 
-def train(root: Path, run: str) -> None:
-    command = [*TRAIN, "--run-dir", run, "--train.steps", str(STEPS)]
-    subprocess.run(command, cwd=root, env=environment(8), check=True, capture_output=True, timeout=240)
+def alone(root: Path, run: str, *overrides: str) -> None:
+    """Trains in this process, with its eight devices."""
+    with contextlib.chdir(root):
+        train(load_recipe("tiny.py", ["--train.steps", str(STEPS), *overrides]), root / run)
 
 
 class Job:
     """Two processes under launch/local.py, four devices each."""
 
-    def __init__(self, root: Path, run: str, *options: str):
+    def __init__(self, root: Path, run: str, *options: str, recipe: str = "tiny.py", more: tuple[str, ...] = ()):
         self.log, self.run = root / f"{run}.log", root / run
-        command = [*LOCAL, "--processes", "2", "--start-seconds", "120", *options, "--", *TRAIN]
-        command += ["--run-dir", run, "--train.steps", str(STEPS)]
+        command = [*LOCAL, "--processes", "2", "--start-seconds", "120", *options, "--", *TRAIN[:-1], recipe]
+        command += ["--run-dir", run, "--train.steps", str(STEPS), *more]
         with self.log.open("wb") as file:
             self.process = subprocess.Popen(command, cwd=root, env=environment(4), stdout=file, stderr=file)
 
@@ -78,29 +122,55 @@ def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> 
 
 
 def test_sigterm_to_one_saves_on_both_and_one_process_goes_on(root: Path, calm: list[dict[str, Any]]) -> None:
-    job = Job(root, "interrupted")
+    """One of the two reads its rows slowly; each reads only its own; one process with all devices goes on."""
+    job = Job(root, "interrupted", recipe="watched.py")
     job.signal_after(6, signal.SIGTERM, 1)
     code, log = job.end(60)
     assert code == 75, log[-3000:]
+    host = socket.gethostname()
     for index in (0, 1):
-        assert f"process {index} of 2 on {socket.gethostname()}: stopped by a signal" in log
+        assert f"process {index} of 2 on {host}: stopped by a signal" in log
     before = metrics(job.run)
     assert 6 <= len(before) < STEPS
-    train(root, "interrupted")
+    assert f"slowest process 1 ({host}): 0.1" in log
+    assert before[-1]["slowest_process"] == 1
+    told = [json.loads(line) for line in (job.run / "hosts.jsonl").read_text().splitlines()]
+    assert set(told[-1]["own_seconds"]) == {f"0 ({host})", f"1 ({host})"}
+    for index in (0, 1):
+        for line in (root / f"rows_{index}.jsonl").read_text().splitlines():
+            step, rows = json.loads(line)
+            assert rows == list(range(8 * step + 4 * index, 8 * step + 4 * index + 4))
+    alone(root, "interrupted")
     assert_same(metrics(job.run), calm)
+    goodput = json.loads((job.run / "summary.json").read_text())["goodput"]
+    assert goodput["attempts"] == 2
+    assert goodput["seconds"]["start_up"] > 0
+    assert goodput["seconds"]["repeated"] < 0.5 * goodput["seconds"]["steps"]
 
 
-def test_a_killed_process_ends_the_job_which_starts_again(root: Path, calm: list[dict[str, Any]]) -> None:
-    job = Job(root, "killed", "--restarts", "1", "--heartbeat-seconds", "20")
+@pytest.mark.slow
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_killed_job_starts_again_from_local_checkpoints_unless_a_node_was_replaced(
+    root: Path, calm: list[dict[str, Any]], replaced: bool
+) -> None:
+    name = f"killed_{replaced}"
+    more = ("--checkpoint.local-directory", str(root / f"ssd_{replaced}"), "--checkpoint.local-every", "1")
+    job = Job(root, name, "--restarts", "1", "--heartbeat-seconds", "20", more=(*more, "--checkpoint.every", "4"))
     job.signal_after(9, signal.SIGKILL, 1)
+    if replaced:
+        for folder in (root / f"ssd_{replaced}").glob("*/process-1"):
+            shutil.rmtree(folder)
     code, log = job.end(240)
     assert code == 0, log[-3000:]
     assert "process 1 was ended by SIGKILL; starting again, 0 restarts left" in log
     assert "process 0 of 2 on" in log
-    assert "going on after step" in log
+    assert (", from the local checkpoints" in log) is not replaced
+    assert ("has no shards on this host" in log or "lacks shards of" in log) is replaced
     assert_same(metrics(job.run), calm)
+    assert not list((root / f"ssd_{replaced}").glob("*/*/*"))
 
 
+@pytest.mark.slow
 def test_a_stopped_process_ends_the_job_within_the_heartbeat(root: Path) -> None:
     job = Job(root, "stopped", "--heartbeat-seconds", "10")
     job.signal_after(9, signal.SIGSTOP, 1)
@@ -109,26 +179,22 @@ def test_a_stopped_process_ends_the_job_within_the_heartbeat(root: Path) -> None
     assert "process 1 gave no sign of life and was killed; exit code 75" in log
 
 
-def both(directories: list[Path], *commands: tuple[str, ...]) -> list[tuple[int, str]]:
-    """The exit code and output of two processes that find each other by themselves."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    started = []
-    for index, command in enumerate(commands):
-        place = {"LMX_COORDINATOR": address, "LMX_PROCESSES": "2", "LMX_PROCESS": str(index)}
-        environ = environment(2, **place, LMX_START_SECONDS="60", LMX_HEARTBEAT_SECONDS="20")
-        output: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(command, cwd=directories[index], env=environ, **output))
-    outputs = [process.communicate(timeout=200)[0] for process in started]
-    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
-
-
 def test_different_configurations_are_told_apart(root: Path) -> None:
     command = (*TRAIN, "--run-dir", "different")
     for code, output in both([root, root], command, (*command, "--train.seed", "5")):
         assert code == 2, output
         assert f"train.seed is 5 on process 1 ({socket.gethostname()}), but 0 on process 0" in output
+
+
+@pytest.mark.slow
+def test_different_data_is_told_apart(root: Path, tmp_path: Path) -> None:
+    set_up(tmp_path)
+    (tmp_path / "corpus" / "00.txt").write_text("another cat sat on another mat")
+    command = (*TRAIN, "--run-dir", str(root / "other_data"))
+    for code, output in both([root, tmp_path], command, command):
+        assert code == 2, output
+        assert "the data is" in output
+        assert "give every process the same data" in output
 
 
 @pytest.mark.slow
@@ -149,8 +215,10 @@ def test_check_cluster_reports_every_process(root: Path) -> None:
     assert "all-reduce" not in silent
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("index", "words"), [(1, "did not answer within 4 s"), (0, "not all of the 2 processes came")])
+ABSENT = [(1, "did not answer within 4 s"), pytest.param(0, "not all of the 2 processes came", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("index", "words"), ABSENT)
 def test_an_absent_process_ends_the_other_in_time(root: Path, index: int, words: str) -> None:
     place = ["--coordinator", "127.0.0.1:9", "--processes", "2", "--process", str(index), "--start-seconds", "4"]
     if index == 0:
@@ -159,41 +227,3 @@ def test_an_absent_process_ends_the_other_in_time(root: Path, index: int, words:
     assert done.returncode == 1
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-
-
-READ = """
-import sys
-import jax, numpy as np
-from lmx.data.loader import Loader
-from lmx.data.rows import KEYS
-from lmx.sharding.mesh import MeshConfig, build_mesh
-from lmx.sharding.processes import index, start
-from jax.sharding import NamedSharding, PartitionSpec
-
-start()
-read = []
-
-class Rows:
-    def __len__(self):
-        return 100
-
-    def __getitem__(self, index):
-        read.append(index)
-        return {key: np.full(4, index, np.int32) for key in KEYS}
-
-mesh = build_mesh(MeshConfig(data=2, fsdp=2))
-with Loader(Rows(), batch=8, sharding=NamedSharding(mesh, PartitionSpec(("data", "fsdp")))) as loader:
-    loader.close()
-    read.clear()
-    batch = loader.read(5)
-print(f"process {index()} read {sorted(read)}; the sum of all is {int(batch['tokens'].sum())}", flush=True)
-"""
-
-
-def test_each_process_reads_only_its_rows(root: Path) -> None:
-    command = (sys.executable, "-c", READ)
-    (code, first), (other, second) = both([root, root], command, command)
-    assert (code, other) == (0, 0), first + second
-    total = 4 * sum(range(40, 48))
-    assert f"process 0 read [40, 41, 42, 43]; the sum of all is {total}" in first
-    assert f"process 1 read [44, 45, 46, 47]; the sum of all is {total}" in second

@@ -23,6 +23,7 @@ from lmx.experiment import EvalConfig, Experiment, RunDir, SampleConfig, TrainCo
 from lmx.models.families.llama import Llama
 from lmx.optim.schedule import Schedule
 from lmx.train import run as run_module
+from lmx.train.loop import Loop
 from lmx.train.metrics import MetricsLog
 from lmx.train.run import RunOptions, train
 from lmx.train.rundir import locked
@@ -196,6 +197,47 @@ def truncate(checkpoint: Path) -> None:
 def cut_off(checkpoint: Path) -> None:
     (checkpoint / manifest.FILE).unlink()
     (checkpoint.parent / "saving").write_text(f"{checkpoint.name}\n")
+
+
+def test_a_crashed_run_goes_on_from_its_local_checkpoint_and_tells_where_its_time_went(
+    tiny: Experiment, finished: Any, fresh: RunDir, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    local = fresh.path.parent / "ssd"
+    often = replace(tiny, checkpoint=replace(tiny.checkpoint, local_directory=str(local), local_every=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_note", crash_at(8))
+        with pytest.raises(RuntimeError, match="crashed at step 8"):
+            train(often, fresh.path)
+    assert len(list(local.glob("*/process-0/*/manifest.json"))) == 2
+    summary = train(often, fresh.path)
+    assert "going on after step 7, from the local checkpoints" in capfd.readouterr().err
+    assert_same(fresh, finished[0])
+    assert not list(local.glob("*/*"))
+    spent = summary["goodput"]["seconds"]
+    assert summary["goodput"]["attempts"] == 2
+    assert sum(spent.values()) == pytest.approx(summary["goodput"]["wall_seconds"])
+    assert all(spent[kind] > 0 for kind in ("steps", "start_up", "compile", "evaluation", "checkpoint", "restart"))
+    assert json.loads(fresh.summary.read_text())["goodput"] == summary["goodput"]
+
+
+def test_a_change_of_the_model_that_its_checkpoints_do_not_allow_leaves_the_run_as_it_was(
+    tiny: Experiment, copy: RunDir
+) -> None:
+    before = copy.experiment.read_text()
+    with pytest.raises(UserError, match="does not fit this model"):
+        train(changed(tiny, "model", hidden=48), copy.path, RunOptions(allowed_changes=["model"]))
+    assert copy.experiment.read_text() == before
+
+
+def crash_at(step: int) -> Any:
+    note = Loop._note
+
+    def crashing(self: Loop, ready: Any, *more: Any) -> None:
+        if ready is not None and ready[0] == step:
+            raise RuntimeError(f"crashed at step {step}")
+        note(self, ready, *more)
+
+    return crashing
 
 
 @pytest.mark.parametrize("damage", [lose, truncate, cut_off])

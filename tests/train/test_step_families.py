@@ -10,7 +10,7 @@ from lmx.models.families.deepseek_v3 import DeepseekV3
 from lmx.models.families.gemma2 import Gemma2
 from lmx.models.families.mixtral import Mixtral
 from lmx.models.model import Inputs, apply, cast_floats, stepped
-from lmx.nn.moe import Capacity
+from lmx.nn.dispatch import Capacity
 from lmx.nn.position import Rope
 from lmx.nn.router import SigmoidRouter
 

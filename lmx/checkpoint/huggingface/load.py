@@ -57,7 +57,7 @@ def import_params(
     def load(keys: Any, shape: jax.ShapeDtypeStruct, axes: LogicalAxes) -> jax.Array:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
         holders = [(holder, which, found[holder.name]) for holder, which in by_path[path]]
-        layout = SingleDeviceSharding(jax.devices()[0]) if sharding is None else sharding.named(axes)
+        layout = SingleDeviceSharding(jax.local_devices()[0]) if sharding is None else sharding.named(axes)
         kind = _common_dtype(holders, tensors) if dtype is None else np.dtype(dtype)
         return _load(shape.shape, kind, layout, holders, tensors)
 

@@ -34,8 +34,36 @@ def listed(source: config.Source) -> list[str]:
         return stdlib_files()
     if isinstance(source, config.AlignedFiles):
         return [path for pair in aligned(source) for path in pair]
+    if isinstance(source, config.Examples):
+        found = [*example_files(source), *example_files(source, held_out=True)]
+        return [file for path in found for file in (_contents(path) if is_dataset(path) else [path])]
     assert isinstance(source, config.LocalFiles)
     return matched_files(source)
+
+
+def example_files(source: config.Examples, *, held_out: bool = False) -> list[str]:
+    """The files of a source of examples, or those that are held out; a directory of a TFDS dataset stands for itself.
+
+    Raises:
+      UserError: see :func:`matched_files`.
+    """
+    patterns = source.held_out_files if held_out else source.files
+    if held_out and not patterns:
+        return []
+    datasets = [p for p in patterns if is_dataset(os.path.expanduser(p))]
+    others = tuple(p for p in patterns if p not in datasets)
+    whole = [os.path.abspath(os.path.expanduser(p)) for p in datasets]
+    name = type(source).__name__
+    return sorted(whole + (matched_files(config.LocalFiles(files=others), name) if others or not whole else []))
+
+
+def is_dataset(path: str) -> bool:
+    """Whether a path is the directory of a prepared TFDS dataset."""
+    return os.path.isfile(os.path.join(path, "dataset_info.json"))
+
+
+def _contents(directory: str) -> list[str]:
+    return sorted(entry.path for entry in os.scandir(directory) if entry.is_file())
 
 
 def aligned(source: config.AlignedFiles) -> list[tuple[str, str]]:
@@ -53,14 +81,14 @@ def aligned(source: config.AlignedFiles) -> list[tuple[str, str]]:
     return list(zip(sources, targets, strict=True))
 
 
-def matched_files(source: config.LocalFiles) -> list[str]:
-    """The files that the patterns of ``source`` name, absolute, sorted, each once.
+def matched_files(source: config.LocalFiles, name: str = "LocalFiles") -> list[str]:
+    """The files that the patterns of ``source`` name, absolute, sorted, each once; mistakes call it ``name``.
 
     Raises:
       UserError: there are no patterns, a pattern matches nothing, or a file cannot be read.
     """
     if not source.files:
-        raise UserError('LocalFiles has no files: set files to paths or globs, such as ("texts/*.txt",)')
+        raise UserError(f'{name} has no files: set files to paths or globs, such as ("texts/*.txt",)')
     found = sorted({path for pattern in source.files for path in _matches(pattern)})
     for path in found:
         if not os.access(path, os.R_OK):

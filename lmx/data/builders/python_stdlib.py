@@ -7,7 +7,7 @@ import tokenize
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lmx.data.builders import files
 from lmx.data.builders.base import DocumentsBuilder, Span
@@ -16,7 +16,7 @@ from lmx.data.builders.base import DocumentsBuilder, Span
 class PythonStdlib(DocumentsBuilder):
     """Modules of the Python standard library, with (name, code, docstring) of every documented definition."""
 
-    FEATURES = ("text", "path", "docstrings")
+    FEATURES: ClassVar[tuple[str, ...]] = ("text", "path", "docstrings")
 
     @classmethod
     def spans(cls, source: Any) -> list[Span]:
@@ -26,14 +26,25 @@ class PythonStdlib(DocumentsBuilder):
     @classmethod
     def records(cls, source: Any, span: Span) -> Iterator[dict[str, str] | None]:
         """One record; None where the module's own encoding does not decode it (some are test data)."""
-        try:
-            with tokenize.open(span.path) as file:
-                text = file.read()
-        except (SyntaxError, UnicodeDecodeError):
+        text = module_text(span.path)
+        if text is None:
             yield None
             return
-        path = Path(span.path).relative_to(files.stdlib_root()).as_posix()
-        yield {"text": text, "path": path, "docstrings": json.dumps(docstrings(text))}
+        yield {"text": text, "path": module_path(span.path), "docstrings": json.dumps(docstrings(text))}
+
+
+def module_text(path: str) -> str | None:
+    """The text of a module; None if its own encoding does not decode it."""
+    try:
+        with tokenize.open(path) as file:
+            return file.read()
+    except (SyntaxError, UnicodeDecodeError):
+        return None
+
+
+def module_path(path: str) -> str:
+    """The path of a module in the library."""
+    return Path(path).relative_to(files.stdlib_root()).as_posix()
 
 
 def docstrings(text: str) -> list[tuple[str, str, str]]:

@@ -8,7 +8,8 @@ from lmx.models.config_map import ConfigMap, Reader, decoder_tasks
 from lmx.models.families.llama import BLOCK
 from lmx.models.families.mistral import Mistral
 from lmx.models.names import NameMap, linear, vector
-from lmx.nn.moe import Dispatch, Dropless, Moe
+from lmx.nn.dispatch import Dispatch, Dropless
+from lmx.nn.moe import Moe
 from lmx.nn.position import Rope
 from lmx.nn.router import Router, SoftmaxRouter
 from lmx.nn.sublayer import Sublayer

@@ -1,0 +1,61 @@
+"""Weights of another model as a start: all but the heads must be the same, and what is not taken over is said."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import jax
+
+from lmx.nn.module import Params
+
+HEADS = ("head", "tasks")
+"""Parts of the parameters that a model for another task may lack, or have beside."""
+
+
+@dataclass(frozen=True)
+class Graft:
+    """What becomes of the parameters.
+
+    Attributes:
+      fresh: of the new model, those of its heads that the other one does not have: they stay as they are initialised.
+      left: of the other model, those of its heads that the new one does not have.
+    """
+
+    fresh: tuple[str, ...]
+    left: tuple[str, ...]
+
+    @property
+    def note(self) -> str:
+        """The end of a sentence, empty where everything is taken over."""
+        parts = (("starts fresh", "start fresh", self.fresh), ("is left out", "are left out", self.left))
+        told = [f"{_joined(names)} {one if len(names) == 1 else many}" for one, many, names in parts if names]
+        return "".join(f"; {part}" for part in told)
+
+    def joined(self, own: Params, other: Params) -> Params:
+        """The other's parameters, but ``own`` where they are fresh."""
+
+        def one(path: Any, leaf: Any) -> Any:
+            return leaf if name_of(path) in self.fresh else found[name_of(path)]
+
+        found = {name_of(path): leaf for path, leaf in jax.tree.leaves_with_path(other)}
+        return cast(Params, jax.tree.map_with_path(one, own))
+
+
+def graft(own: Params, other: Params) -> Graft | None:
+    """How to start a model with parameters of the shapes ``own`` from one of the shapes ``other``; None if they
+    differ in more than their heads."""
+    mine, theirs = ({name_of(p): leaf.shape for p, leaf in jax.tree.leaves_with_path(t)} for t in (own, other))
+    fresh = tuple(name for name, shape in mine.items() if theirs.get(name) != shape)
+    left = tuple(name for name, shape in theirs.items() if mine.get(name) != shape)
+    if any(name.split("/")[0] not in HEADS for name in (*fresh, *left)):
+        return None
+    return Graft(fresh, left)
+
+
+def name_of(path: Any) -> str:
+    """A parameter's name: ``stack/segment_0/...``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _joined(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:6])
+    return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"

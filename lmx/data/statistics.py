@@ -1,0 +1,56 @@
+"""Counts of prepared data: what is in a source, and what packing makes of it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lmx.data import packing
+from lmx.data.layout import Layout
+
+if TYPE_CHECKING:
+    from lmx.data.prepare import PreparedSource
+
+
+def counts(source: "PreparedSource") -> dict[str, Any]:
+    """What a source holds, packed or not."""
+    out = source.chosen("held_out")
+    lengths, sizes = np.asarray(source.tokens.lengths), np.asarray(source.documents.sizes)
+    return {
+        "weight": source.weight,
+        "documents": int((sizes > 0).sum()),
+        "tokens": int(lengths.sum(dtype=np.int64)),
+        "bytes": int(sizes.sum()),
+        "dropped": source.documents.dropped,
+        "truncated": 0,
+        "held_out_documents": len(out),
+        "held_out_tokens": int(lengths[out].sum(dtype=np.int64)),
+        "held_out_bytes": int(sizes[out].sum()),
+    }
+
+
+def losses(source: "PreparedSource", layout: Layout, plans: Sequence[packing.Plan]) -> list[str]:
+    """Sentences about the examples of a source that are not learned as they are."""
+    cut, dropped = (sum(getattr(plan, name) for plan in plans) for name in ("cut", "dropped"))
+    what = "split into several" if layout.whole and layout.whole.longer == "split" else "truncated"
+    total = sum(len(source.chosen(split)) for split in ("train", "held_out"))
+    told = [f"{count} of {total} are {became}" for count, became in ((cut, what), (dropped, "left out")) if count]
+    blank = [f"{source.documents.dropped} without content are left out"] if source.documents.dropped else []
+    longer = [f"of the examples of {source.name}, {' and '.join(told)}: longer than a row"] if told else []
+    return longer + [f"of the examples of {source.name}, {note}" for note in blank]
+
+
+def truncates(layout: Layout | int) -> bool:
+    """Whether examples that take more than a row lose their ends."""
+    return isinstance(layout, Layout) and layout.whole is not None and layout.whole.longer == "truncate"
+
+
+def packed(train: packing.Plan, held_out: packing.Plan, *, truncates: bool) -> dict[str, Any]:
+    """What the plans of a source come to."""
+    return {
+        "rows": len(train),
+        "held_out_rows": len(held_out),
+        **({"truncated": train.cut + held_out.cut, "cut": 0} if truncates else {"cut": train.cut}),
+        **({"left_out": train.dropped + held_out.dropped} if train.dropped + held_out.dropped else {}),
+        "padding": round(train.padding, 6),
+    }

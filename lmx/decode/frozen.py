@@ -1,0 +1,58 @@
+"""The models that a loss reads and no step changes: teachers, references."""
+
+from pathlib import Path
+
+from lmx.data.prepare import Prepared
+from lmx.data.tokenizer import load_tokenizer
+from lmx.decode.sources import Source, open_source
+from lmx.errors import UserError
+from lmx.experiment import Experiment, RunDir
+from lmx.objectives.objective import Frozen
+from lmx.sharding.rules import Sharding
+
+
+def load_frozen(experiment: Experiment, sharding: Sharding, prepared: Prepared) -> dict[str, Frozen]:
+    """The models that the experiment's objective names, laid out by the rules, in the dtype that it computes in.
+
+    Raises:
+      UserError: there is no such model, it does not fit the objective, or it was trained on other tokens.
+    """
+    return {
+        name: _loaded(name, path or experiment.init_from, experiment, sharding, prepared)
+        for name, path in experiment.objective.models.items()
+    }
+
+
+def _loaded(name: str, path: str, experiment: Experiment, sharding: Sharding, prepared: Prepared) -> Frozen:
+    if not path:
+        raise UserError(
+            f"objective.{name} names no model, and init_from none that could stand for it: give --objective.{name} the "
+            "directory of a trained one"
+        )
+    source = open_source(Path(path))
+    _check_fits(name, source, experiment, prepared)
+    params, _ = source.read(experiment.train.compute, sharding, None)
+    return Frozen(source.config.spec(), params)
+
+
+def _check_fits(name: str, source: Source, experiment: Experiment, prepared: Prepared) -> None:
+    """Raises UserError unless the model could be trained in the experiment's own place, sizes apart."""
+    length, own = experiment.train.length, prepared.tokenizer
+    if source.config.context < length:
+        raise UserError(
+            f"objective.{name} {source.path} has a context of {source.config.context}, shorter than train.length "
+            f"{length}: take another, or a lower train.length"
+        )
+    if source.config.vocab != experiment.model.vocab:
+        raise UserError(
+            f"objective.{name} {source.path} has {source.config.vocab} tokens and model.vocab is "
+            f"{experiment.model.vocab}: both models must predict the same"
+        )
+    # As it is in the files: a run's is opened with another end token for prompts.
+    theirs = load_tokenizer(RunDir(source.path).tokenizer) if source.experiment else source.tokenizer
+    if theirs is not None and theirs.fingerprint != own.fingerprint:
+        raise UserError(
+            f"objective.{name} {source.path} was trained with another tokenizer than this run's data: set "
+            f"data.tokenizer to TokenizerFile(path='{source.path}{'/tokenizer' if source.experiment else ''}')"
+        )
+    experiment.objective.check(source.config, length)

@@ -1,0 +1,1 @@
+"""Measures of answers against what was expected, each with its standard error."""

@@ -1,0 +1,33 @@
+"""What goes on inside of a model, for those who look: code tells it by name, and computes it only if someone listens.
+
+Listen around a trace of unstacked layers: what is told inside of a ``lax.scan`` does not outlive it.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+Heard = list[tuple[str, jax.Array]]
+"""What was told, in order: its name and its value."""
+_heard: contextvars.ContextVar[Heard | None] = contextvars.ContextVar("heard", default=None)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Heard]:
+    """Within the block, what is told is added to the list that this gives."""
+    heard: Heard = []
+    token = _heard.set(heard)
+    try:
+        yield heard
+    finally:
+        _heard.reset(token)
+
+
+def tell(name: str, of: Callable[[], Any]) -> None:
+    """Tells what ``of`` computes, if someone listens."""
+    heard = _heard.get()
+    if heard is not None:
+        heard.append((name, of()))

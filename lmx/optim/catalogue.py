@@ -1,0 +1,202 @@
+"""The optimizers beside AdamW."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from lmx.errors import UserError
+from lmx.nn.module import Params
+from lmx.optim.matrices import Matrix, matrix_of
+from lmx.optim.names import is_axes, name_of
+from lmx.optim.optimizer import Optimizer
+
+
+@dataclass(frozen=True)
+class Sgd(Optimizer):
+    """Stochastic gradient descent with momentum (Polyak 1964; Nesterov's form: Sutskever et al. 2013)."""
+
+    momentum: float = 0.9
+    """Share of the last step that the next one keeps."""
+    nesterov: bool = False
+    """Whether the gradient is taken one momentum step ahead."""
+
+    def scaling(self, axes: Params) -> optax.GradientTransformation:
+        """Gradients -> their sum, each weighted by momentum to the power of its age."""
+        return optax.trace(self.momentum, self.nesterov)
+
+
+@dataclass(frozen=True)
+class Lion(Optimizer):
+    """Lion (Chen et al. 2023): the sign of an average, with one moment only.
+
+    Its steps are larger than AdamW's: learning rates of a third to a tenth, and as much more decay, are usual.
+    """
+
+    b1: float = 0.9
+    """How much of the moment is in the step, the rest being the gradient."""
+    b2: float = 0.99
+    """Decay of the moment."""
+
+    def scaling(self, axes: Params) -> optax.GradientTransformation:
+        """Gradients -> signs."""
+        return optax.scale_by_lion(self.b1, self.b2)
+
+
+@dataclass(frozen=True)
+class Adafactor(Optimizer):
+    """Adafactor (Shazeer and Stern 2018): second moments of a matrix as those of its rows and columns.
+
+    Of a stacked parameter the two longest axes are factored; clipping and parameter scale go over all of its layers.
+    """
+
+    decay: float = 0.8
+    """The second moments' decay is 1 - step ** -decay (section 7.2)."""
+    clip: float = 1.0
+    """The largest root mean square of a parameter's step (section 6)."""
+    by_scale: bool = True
+    """Steps relative to a parameter's root mean square, at least 1e-3 (section 8): learning rates near 1e-2."""
+    factored_from: int = 128
+    """Parameters whose second longest axis is shorter keep whole second moments."""
+
+    def scaling(self, axes: Params) -> optax.GradientTransformation:
+        """Gradients -> gradients over the root of their factored second moments, clipped, scaled."""
+        scaled = [optax.scale_by_param_block_rms()] if self.by_scale else []
+        factored = optax.scale_by_factored_rms(
+            decay_rate=self.decay, min_dim_size_to_factor=self.factored_from, epsilon=1e-30
+        )
+        return optax.chain(factored, optax.clip_by_block_rms(self.clip), *scaled)
+
+    def check(self, known: list[str]) -> None:
+        """See :class:`Optimizer`; its moments are float32."""
+        super().check(known)
+        if self.moments != "float32":
+            raise UserError(
+                f"optimizer.moments is {self.moments}, but Adafactor's second moments soon change by less than "
+                "bfloat16 tells; set it to float32 (they are small)"
+            )
+
+
+@dataclass(frozen=True)
+class Muon(Optimizer):
+    """Muon (Jordan et al. 2024) for the hidden matrices of the stacks, AdamW for all else.
+
+    A hidden matrix is known by its logical axes (:func:`lmx.optim.matrices.matrix_of`): each layer and each expert has
+    its own, and heads are one side of it. Embeddings, heads, norms, biases and routers are AdamW's.
+    """
+
+    momentum: float = 0.95
+    """Decay of the gradient's average that is orthogonalised, in Nesterov's form."""
+    iterations: int = 5
+    """Newton-Schulz iterations."""
+    rms: float = 0.2
+    """Root mean square of a matrix's step: AdamW's own, so that both share a learning rate (Liu et al. 2025, 2.2)."""
+    b1: float = 0.9
+    """AdamW's decay of the first moment."""
+    b2: float = 0.95
+    """AdamW's decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of AdamW's second moment, and to the norm that a matrix is divided by."""
+
+    def scaling(self, axes: Params) -> optax.GradientTransformation:
+        """Matrices -> rms * sqrt(longer side) * orthogonalised average; others as AdamW."""
+        own = matrices(axes)
+
+        def numbers(updates: Any) -> Any:
+            return jax.tree.map_with_path(lambda path, _: _dimensions(own[name_of(path)]), updates)
+
+        def sized(updates: Any, params: Any = None) -> Any:
+            return jax.tree.map_with_path(lambda path, u: self.rms * _longer(u, own[name_of(path)]) ** 0.5 * u, updates)
+
+        muon = contrib.scale_by_muon(
+            ns_steps=self.iterations, beta=self.momentum, eps=self.eps, weight_dimension_numbers=numbers
+        )
+        of_matrices = optax.chain(muon, optax.stateless(sized))
+        others = optax.scale_by_adam(self.b1, self.b2, self.eps)
+        label = lambda path, _: "matrices" if name_of(path) in own else "others"  # noqa: E731
+        labels = jax.tree.map_with_path(label, axes, is_leaf=is_axes)
+        return optax.partition({"matrices": of_matrices, "others": others}, labels)
+
+
+def matrices(axes: Params) -> dict[str, Matrix]:
+    """The hidden matrices among parameters, by name."""
+    leaves = jax.tree.leaves_with_path(axes, is_leaf=is_axes)
+    found = {name_of(path): matrix_of(name_of(path), own) for path, own in leaves}
+    return {name: matrix for name, matrix in found.items() if matrix is not None}
+
+
+def _dimensions(matrix: Matrix) -> contrib.MuonDimensionNumbers:
+    return contrib.MuonDimensionNumbers(matrix.input_axes, matrix.output_axes)
+
+
+def _longer(update: jax.Array, matrix: Matrix) -> int:
+    """The longer side of a parameter's matrices."""
+    return max(math.prod(update.shape[i] for i in side) for side in (matrix.input_axes, matrix.output_axes))
+
+
+@dataclass(frozen=True)
+class Sophia(Optimizer):
+    """Sophia-H (Liu et al. 2023): the first moment over Hutchinson's estimate of the Hessian's diagonal, clipped.
+
+    Every ``interval`` steps a product with the Hessian is taken (over the first microbatch), which costs about two
+    gradients and their memory.
+    """
+
+    b1: float = 0.965
+    """Decay of the first moment."""
+    b2: float = 0.99
+    """Decay of the Hessian's average."""
+    gamma: float = 0.01
+    """The Hessian's diagonal is multiplied by this: more of it clips less."""
+    eps: float = 1e-12
+    """The least that the moment is divided by."""
+    interval: int = 10
+    """Steps between estimates."""
+
+    exact: ClassVar[tuple[str, ...]] = ("nu",)
+
+    def scaling(self, axes: Params) -> optax.GradientTransformation:
+        """Gradients -> clip(moment / max(gamma * hessian, eps), -1, 1); takes the loss as ``obj_fn``."""
+        # The rate of -1 undoes the sign that Optax gives its updates.
+        return contrib.sophia(
+            -1.0, self.b1, self.b2, self.eps, weight_decay=0.0, gamma=self.gamma, update_interval=self.interval
+        )
+
+
+@dataclass(frozen=True)
+class AdEMAMix(Optimizer):
+    """AdEMAMix (Pagliardini et al. 2024): AdamW with a second, slow average of the gradients."""
+
+    b1: float = 0.9
+    """Decay of the fast average."""
+    b2: float = 0.999
+    """Decay of the second moment."""
+    b3: float = 0.9999
+    """Decay of the slow average; 0.999 for runs of a few thousand steps."""
+    alpha: float = 8.0
+    """Weight of the slow average."""
+    warmup: int = 0
+    """Steps over which alpha and b3 rise (section 3); the paper takes all of the run's."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+
+    exact: ClassVar[tuple[str, ...]] = ("m2", "nu")
+
+    def scaling(self, axes: Params) -> optax.GradientTransformation:
+        """Gradients -> (fast + alpha * slow) / root of the second moment."""
+        return contrib.scale_by_ademamix(self.b1, self.b2, self._b3, self._alpha, self.eps)
+
+    def _alpha(self, count: jax.Array) -> jax.Array:
+        return self.alpha * self._share(count)
+
+    def _b3(self, count: jax.Array) -> jax.Array:
+        """Rises from b1 to b3 so that the average's half-life grows linearly (appendix A.1)."""
+        share, low, high = self._share(count), jnp.log(self.b1), jnp.log(self.b3)
+        return jnp.exp(low * high / ((1 - share) * high + share * low))
+
+    def _share(self, count: jax.Array) -> jax.Array:
+        return jnp.minimum(1.0, (count + 1) / self.warmup) if self.warmup else jnp.float32(1)

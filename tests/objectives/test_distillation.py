@@ -1,0 +1,193 @@
+"""Students learn from teachers: every objective of tokens, any mesh, runs that go on exactly."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lmx
+from lmx.checkpoint.checkpointer import load_subtree
+from lmx.checkpoint.config import CheckpointConfig
+from lmx.data.config import DataConfig
+from lmx.errors import Interrupted, UserError
+from lmx.eval.perplexity import evaluate
+from lmx.experiment import EvalConfig, Experiment, RunDir, TrainConfig
+from lmx.models.families.bert import Bert
+from lmx.models.families.llama import Llama
+from lmx.models.families.t5 import T5
+from lmx.models.model import init_params, param_axes
+from lmx.models.schedules import PipelineConfig
+from lmx.objectives.distillation import Distillation, states_apart
+from lmx.objectives.masked_lm import MaskedLm
+from lmx.objectives.objective import Frozen
+from lmx.objectives.random_rows import random_rows
+from lmx.objectives.seq_to_seq import SeqToSeq
+from lmx.optim.schedule import Schedule
+from lmx.sharding.mesh import MeshConfig, build_mesh
+from lmx.sharding.rules import Rules, Sharding, use_sharding
+from lmx.train import run as run_module
+from lmx.train.run import train
+from lmx.train.signals import StopSignal
+from lmx.train.state import init_state, state_shardings
+from lmx.train.step import BATCH, gradients, jit_step
+
+SIZES: dict[str, Any] = {"layers": 1, "heads": 2, "kv_heads": 2, "head_dim": 8, "hidden": 32}
+TEACHER, STUDENT = (Llama(vocab=320, context=64, width=width, **SIZES) for width in (32, 16))
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def base(documents: DataConfig) -> Experiment:
+    return Experiment(
+        model=TEACHER,
+        data=documents,
+        schedule=Schedule(peak=1e-2, warmup=1),
+        train=TrainConfig(steps=STEPS, batch=8, length=32, log_every=1, remat="none"),
+        eval=EvalConfig(rows=4),
+        checkpoint=CheckpointConfig(every=3),
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher(base: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "teacher"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "_report", lambda run: {})
+        train(base, path)
+    return path
+
+
+@pytest.fixture
+def student(base: Experiment, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    monkeypatch.setattr(run_module, "_report", lambda run: {})
+    return replace(base, model=STUDENT, objective=Distillation(teacher=str(teacher), states=0.1))
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    kept = ("loss", "nll", "teacher_kl", "states_apart", "grad_norm")
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in kept} for line in lines]
+
+
+def test_a_student_goes_on_exactly_and_is_evaluated_without_its_teacher(
+    student: Experiment, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "teacher"
+    shutil.copytree(teacher, own)
+    student = replace(student, objective=replace(student.objective, teacher=str(own)))
+    train(student, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSignal, "asks", lambda self, done: done == 3)
+        with pytest.raises(Interrupted):
+            train(student, tmp_path / "parts")
+    train(student, tmp_path / "parts")
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    assert set(load_subtree(RunDir(tmp_path / "parts").checkpoints, "params").state) == {
+        "embedding",
+        "stack",
+        "final_norm",
+        "head",
+    }
+    with pytest.raises(UserError, match="no part 'frozen'"):
+        load_subtree(RunDir(tmp_path / "parts").checkpoints, "frozen")
+    shutil.rmtree(own)
+    model = lmx.load(tmp_path / "parts")
+    assert evaluate(model, student.corpus).loss < 8
+
+
+CASES: list[Any] = [
+    (MaskedLm(), Bert(vocab=150, context=48, layers=1, width=16, heads=2, hidden=32)),
+    (
+        SeqToSeq(),
+        T5(vocab=150, context=48, width=16, encoder_layers=1, decoder_layers=1, heads=2, head_dim=8, hidden=32),
+    ),
+]
+
+
+@pytest.mark.parametrize(("objective", "model"), CASES, ids=["masked", "encoder-decoder"])
+def test_the_two_parts_add_up(objective: Any, model: Any) -> None:
+    spec, wide = model.spec(), replace(model, width=32).spec()
+    own, other = init_params(spec, jax.random.key(0)), init_params(wide, jax.random.key(1))
+    batch = {k: jnp.asarray(v) for k, v in random_rows(objective, spec, 2, 48, (0, 0)).items()}
+    distilled = Distillation(objective, share=0.25, temperature=3.0, states=0.5)
+    sums = distilled.loss_with({"teacher": Frozen(wide, other)})(spec, own, batch)
+    alone, told = objective.loss(spec, own, batch), sums.aux["metrics"]
+    expected = 0.75 * alone.total + 0.25 * 9 * told["teacher_kl"] + 0.5 * told["states_apart"]
+    np.testing.assert_allclose(sums.total, expected, rtol=1e-5)
+    assert told["teacher_kl"] > 0
+    assert told["states_apart"] > 0
+    same = replace(distilled, share=1.0).loss_with({"teacher": Frozen(spec, own)})(spec, own, batch)
+    np.testing.assert_allclose(same.total, 0, atol=1e-2)
+
+
+def test_eight_devices_equal_one() -> None:
+    experiment = Experiment(
+        model=STUDENT, objective=Distillation(top=20, states=0.1), train=TrainConfig(batch=8, length=32, accumulate=2)
+    )
+    start = jax.device_get(jax.jit(lambda key: init_state(experiment, key))(jax.random.key(0)))
+    frozen = {"teacher": Frozen(TEACHER.spec(), jax.device_get(init_params(TEACHER.spec(), jax.random.key(1))))}
+    rows = random_rows(experiment.objective, STUDENT.spec(), 8, 32, (0, 0))
+
+    def stepped(mesh: MeshConfig, count: int) -> tuple[Any, Any]:
+        sharding = Sharding(build_mesh(mesh, jax.devices()[:count]), Rules())
+        shardings = state_shardings(experiment, sharding, frozen)
+        state = jax.device_put(replace(start, frozen=frozen), shardings, may_alias=False)
+        batch = jax.device_put(rows, sharding.named(BATCH))
+        with use_sharding(sharding):
+            grads = jax.jit(lambda s, b: gradients(experiment, s.params, b, None, s.frozen)[0])(state, batch)
+        return jax.device_get(grads), jax.device_get(jit_step(experiment, sharding, frozen)(state, batch)[1])
+
+    (one, told), (eight, same) = stepped(MeshConfig(data=1), 1), stepped(MeshConfig(fsdp=2, sequence=2, tensor=2), 8)
+    for name in ("loss", "teacher_kl", "states_apart", "grad_norm"):
+        np.testing.assert_allclose(same[name], told[name], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(float(np.abs(a).max()), 1.0))
+
+
+def test_states_apart_is_the_formula() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(size=(2, 5, 4)), rng.normal(size=(2, 5, 6))
+    weights = np.array([[1, 1, 0, 1, 0], [1, 1, 1, 1, 1]], np.float64)
+    unit = lambda a: a / np.linalg.norm(a, axis=-1, keepdims=True)  # noqa: E731
+    total = 0.0
+    for a, b, w in zip(unit(ours), unit(theirs), weights, strict=True):
+        real = np.flatnonzero(w)
+        total += sum(np.mean([(a[i] @ a[j] - b[i] @ b[j]) ** 2 for j in real]) for i in real)
+    np.testing.assert_allclose(states_apart(jnp.array(ours), jnp.array(theirs), jnp.array(weights)), total, rtol=1e-5)
+    alike = (weights * (1 - (unit(ours) * unit(theirs[..., :4])).sum(-1))).sum()
+    np.testing.assert_allclose(
+        states_apart(jnp.array(ours), jnp.array(theirs[..., :4]), jnp.array(weights)), alike, rtol=1e-5
+    )
+    assert param_axes(STUDENT.spec())
+
+
+WRONG = {
+    "names no model": {"objective": Distillation()},
+    "no directory /nowhere": {"objective": Distillation(teacher="/nowhere")},
+    "share is 2": {"objective": Distillation(share=2)},
+    "both models must predict the same": {"model": replace(STUDENT, vocab=400)},
+    "shorter than train.length": {"model": replace(STUDENT, context=128), "train": TrainConfig(steps=2, length=128)},
+    "has no place for a teacher": {
+        "model": replace(STUDENT, layers=2),
+        "pipeline": PipelineConfig(schedule="1f1b", microbatches=2),
+        "mesh": MeshConfig(data=4, stage=2),
+    },
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_what_does_not_fit_is_one_sentence(said: str, student: Experiment, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        train(replace(student, **WRONG[said]), tmp_path / "run")
+
+
+def test_a_teacher_of_other_tokens_is_refused(student: Experiment, teacher: Path, tmp_path: Path) -> None:
+    data = replace(student.data, held_out=0.3)  # the BPE is trained on other documents
+    with pytest.raises(UserError, match="another tokenizer"):
+        train(replace(student, data=data), tmp_path / "run")
