@@ -40,7 +40,7 @@ def classify() -> Experiment:
         optimizer=AdamW(weight_decay=0.01),
         schedule=Schedule(peak=5e-4, warmup=40, final=0.05),
         train=TrainConfig(steps=400, batch=16, length=128, remat="none"),
-        eval=EvalConfig(every=100),
+        eval=EvalConfig(every=200),
     )
 
 

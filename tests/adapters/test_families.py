@@ -6,7 +6,7 @@ import pytest
 from goldens import load_golden
 
 from lmx.adapters.adapter import Dora, Lora
-from lmx.models.model import apply, logits, param_axes, unstack_layers
+from lmx.models.model import apply, cast_floats, logits, param_axes, unstack_layers
 from lmx.nn.kernel import plain
 from lmx.optim.names import pick, put
 
@@ -27,6 +27,7 @@ def test_a_model_with_adapters_computes_what_it_does_merged(family, adapter):
 
     @jax.jit
     def run(params):
+        params = cast_floats(params, np.float32)  # the rest of a quantized base is bfloat16
         return logits(spec, params, apply(spec, params, golden.predicted).hidden)
 
     @jax.jit

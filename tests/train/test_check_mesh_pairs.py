@@ -11,10 +11,10 @@ from lmx.train.check_mesh import AXES, check_mesh
 
 RECIPES = Path(__file__).parents[2] / "configs" / "check.py"
 MESHES = {
-    "decoder": ("fsdp=2,stage=2,sequence=2",),
+    "decoder": ("fsdp=2,stage=2,sequence=2", "stage=2,expert=2,tensor=2"),
     "encoder": ("data=2,stage=2,sequence=2", "data=2,fsdp=2,tensor=2"),
     "encoder_decoder": ("expert=2,sequence=2,tensor=2",),
-    "mixture": ("data=2,fsdp=2,expert=2", "stage=2,expert=2,tensor=2"),
+    "mixture": ("data=2,fsdp=2,expert=2", "data=2,stage=2,expert=2"),
 }
 
 

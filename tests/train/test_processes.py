@@ -114,11 +114,11 @@ class Job:
         return code, self.log.read_text()
 
 
-def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]], rel: float = 1e-6) -> None:
     assert [line["step"] for line in found] == list(range(1, STEPS + 1))
     for line, other in zip(found, expected, strict=True):
-        assert line["loss"] == pytest.approx(other["loss"], rel=1e-6), line["step"]
-    assert found[-1]["eval_loss"] == pytest.approx(expected[-1]["eval_loss"], rel=1e-6)
+        assert line["loss"] == pytest.approx(other["loss"], rel=rel), line["step"]
+    assert found[-1]["eval_loss"] == pytest.approx(expected[-1]["eval_loss"], rel=rel)
 
 
 def test_sigterm_to_one_saves_on_both_and_one_process_goes_on(root: Path, calm: list[dict[str, Any]]) -> None:
@@ -154,7 +154,8 @@ def test_a_killed_job_starts_again_from_local_checkpoints_unless_a_node_was_repl
     root: Path, calm: list[dict[str, Any]], replaced: bool
 ) -> None:
     name = f"killed_{replaced}"
-    more = ("--checkpoint.local-directory", str(root / f"ssd_{replaced}"), "--checkpoint.local-every", "1")
+    split = ("--mesh.data", "1", "--mesh.fsdp", "8")  # so that neither process has the shards of the other
+    more = (*split, "--checkpoint.local-directory", str(root / f"ssd_{replaced}"), "--checkpoint.local-every", "1")
     job = Job(root, name, "--restarts", "1", "--heartbeat-seconds", "20", more=(*more, "--checkpoint.every", "4"))
     job.signal_after(9, signal.SIGKILL, 1)
     if replaced:
@@ -166,7 +167,7 @@ def test_a_killed_job_starts_again_from_local_checkpoints_unless_a_node_was_repl
     assert "process 0 of 2 on" in log
     assert (", from the local checkpoints" in log) is not replaced
     assert ("has no shards on this host" in log or "lacks shards of" in log) is replaced
-    assert_same(metrics(job.run), calm)
+    assert_same(metrics(job.run), calm, rel=1e-5)
     assert not list((root / f"ssd_{replaced}").glob("*/*/*"))
 
 
