@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "jax-compiled"
-# Before JAX is imported, and for the processes that tests start too. The second flag halves the time to compile, and the
-# third takes most of the rest; newer compilers do not know it.
+# Before JAX is imported, and for the processes that tests start too. The second flag halves the time to compile, and
+# the third takes most of the rest; newer compilers do not know it.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 if version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
