@@ -58,12 +58,13 @@ def main(argv: Sequence[str]) -> None:
     with progress() as say:
         for _, recipe in parsed:
             tell = lambda text, name=recipe.name: say(f"{name}: {text}")  # noqa: E731
-            checked[recipe.name] = check_mesh(
-                recipe.experiment, meshes or _own_mesh(recipe.experiment), options.steps, tell
-            )
-    data = {"recipes": {name: check.data() for name, check in checked.items()}}
+            found = check_mesh(recipe.experiment, meshes or _own_mesh(recipe.experiment), options.steps, tell)
+            checked[recipe.name] = found
+            if options.json != "-":  # at once: the next one may take minutes
+                print(_text(recipe.name, found), end="\n\n", flush=True)
     same = all(check.failure() is None for check in checked.values())
-    print_result({"same": same} | data, "\n\n".join(_text(name, c) for name, c in checked.items()), options.json)
+    data = {"same": same, "recipes": {name: check.data() for name, check in checked.items()}}
+    print_result(data, f"{len(checked)} recipes, {'the same' if same else 'NOT the same'} on every mesh", options.json)
     failures = [f"{name}: {failure}" for name, check in checked.items() if (failure := check.failure())]
     if failures:
         raise LmxError("; ".join(failures))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from lmx.errors import UserError
 from lmx.kernels.cross_entropy import LossSums
 from lmx.models.block import RESIDUAL
 from lmx.models.model import Inputs, apply, aux_sum, embedded, normed
@@ -39,7 +40,7 @@ from lmx.models.specs import ModelSpec, Remat, StackSpec
 from lmx.models.stack import run_stack
 from lmx.nn.context import Memory
 from lmx.nn.module import Params
-from lmx.sharding.rules import constrain
+from lmx.sharding.rules import constrain, split_axes
 
 Score = Callable[[Params, jax.Array, dict[str, jax.Array]], LossSums]
 """(parameters, hidden states [rows, length, embed], batch of the same rows) -> sums over their targets."""
@@ -239,13 +240,23 @@ def score_layers(
     memory: Memory | None = None,
     key: jax.Array | None = None,
     remat: Remat = "none",
+    whole_rows: bool = False,
 ) -> LossSums:
     """``score(params, hidden, batch)`` of :func:`lmx.models.model.apply`'s hidden states, with the sublayers' losses.
 
     How an objective takes its loss, so that every schedule of a pipeline can: a score is a sum over rows, and under
-    1f1b it is asked for some of them at a time, with all parameters but the stacks'.
+    1f1b it is asked for some of them at a time, with all parameters but the stacks'. Where the mesh splits the length
+    it is then asked for each part of a row alone, unless it needs ``whole_rows``.
+
+    Raises:
+      UserError: under 1f1b, on a mesh that splits the length, a score that needs whole rows.
     """
     if schedule() == "1f1b" and stages() > 1:
+        if whole_rows and split_axes("act_length"):
+            raise UserError(
+                "this objective looks at whole rows, which pipeline.schedule 1f1b does not have where the sequence is "
+                "split: use gpipe or circular, or a mesh with sequence 1"
+            )
         return lockstep_loss(spec, params, inputs, batch, score, memory=memory, key=key, remat=remat)
     out = apply(spec, params, inputs, memory=memory, key=key, remat=remat)
     return with_told(score(params, out.hidden, batch), out.aux)

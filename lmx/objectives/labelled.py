@@ -22,13 +22,11 @@ from lmx.models.config import ModelConfig
 from lmx.models.config_map import Task
 from lmx.models.lockstep import score_layers, with_told
 from lmx.models.model import Inputs, encode, task
-from lmx.models.schedules import schedule, stages
 from lmx.models.specs import ModelSpec, Remat
 from lmx.nn.head import Pool, SequenceHead, TaskHead
 from lmx.nn.module import Params
 from lmx.objectives.objective import Batch, Frozen, Objective
 from lmx.objectives.vocabulary import Vocabulary
-from lmx.sharding.rules import ways
 
 EIGHT = 8
 """An example takes at least so many positions, so that a row of n holds at most n / 8; rounded up to eights, these
@@ -38,12 +36,14 @@ Longer = Literal["truncate", "drop", "split"]
 
 @dataclass(frozen=True)
 class Labelled(Objective):
-    """Base class. ``task`` is the model's that it needs, ``whole_text`` whether its head answers for a text."""
+    """Base class. ``task`` is the model's that it needs, ``whole_text`` whether its head answers for a text, and
+    ``whole_rows`` whether an example's loss looks at more than one of its positions."""
 
     targets: ClassVar[Literal["tokens", "classes", "numbers"]] = "classes"
     framed: ClassVar[bool] = True
     task: ClassVar[Task]
     whole_text: ClassVar[bool] = True
+    whole_rows: ClassVar[bool] = True
 
     def check(self, model: ModelConfig, length: int) -> None:
         """A model with the head fits."""
@@ -88,19 +88,15 @@ class Labelled(Objective):
     def _sums(
         self, spec: ModelSpec, params: Params, batch: Batch, key: jax.Array | None, remat: Remat, told: bool
     ) -> LossSums:
-        if self.whole_text and schedule() == "1f1b" and stages() > 1 and ways("act_length") > 1:
-            raise UserError(
-                f"objective {type(self).__name__} asks for the state of whole texts, which 1f1b with a split sequence "
-                "does not have: use another pipeline.schedule, or a mesh with sequence 1"
-            )
         one, two, three = (None,) * 3 if key is None else jax.random.split(key, 3)
         score = functools.partial(self._score, spec, three, told)
         source = Inputs(batch["tokens"], batch["positions"], batch["segment_ids"], batch.get("types"))
+        run = functools.partial(score_layers, whole_rows=self.whole_rows)
         if spec.encoder is None:
-            return score_layers(spec, params, source, batch, score, key=one, remat=remat)
+            return run(spec, params, source, batch, score, key=one, remat=remat)
         memory, aux = encode(spec, params, source, key=two, remat=remat)
         inputs = Inputs(batch["decoder_tokens"], batch["positions"], batch["segment_ids"])
-        return with_told(score_layers(spec, params, inputs, batch, score, memory=memory, key=one, remat=remat), aux)
+        return with_told(run(spec, params, inputs, batch, score, memory=memory, key=one, remat=remat), aux)
 
     def _score(
         self, spec: ModelSpec, key: jax.Array | None, told: bool, params: Params, hidden: jax.Array, batch: Batch

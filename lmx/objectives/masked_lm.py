@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ PAIR_POSITIONS = 64
 @dataclass(frozen=True)
 class MaskedLm(TokenPrediction):
     """Cross-entropy of the tokens that were masked, given all others of their document."""
+
+    whole_rows: ClassVar[bool] = True
 
     rate: float = 0.15
     """Share of a text's tokens that are predicted."""

@@ -127,7 +127,10 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenPrediction(Objective):
-    """Base class of the objectives whose targets are tokens, one at each of some positions."""
+    """Base class of the objectives whose targets are tokens, one at each of some positions; ``whole_rows`` says that
+    these may be anywhere in the row."""
+
+    whole_rows: ClassVar[bool] = False
 
     z_loss: float = 0.0
     """Weight of the squared log-normaliser, which keeps logits near zero (Chowdhery et al. 2022: 1e-4)."""
@@ -163,11 +166,11 @@ class TokenPrediction(Objective):
         one, two, three = (None,) * 3 if key is None else jax.random.split(key, 3)
         inputs, source = self.reading(spec, batch)
         score: Score = functools.partial(self.score, losses, spec, three)
+        run = functools.partial(score_layers, spec, params, inputs, batch, score, whole_rows=self.whole_rows)
         if source is None:
-            return score_layers(spec, params, inputs, batch, score, key=one, remat=remat)
+            return run(key=one, remat=remat)
         memory, told = encode(spec, params, source, key=two, remat=remat)
-        sums = score_layers(spec, params, inputs, batch, score, memory=memory, key=one, remat=remat)
-        return with_told(sums, told)
+        return with_told(run(memory=memory, key=one, remat=remat), told)
 
     def score(
         self,

@@ -17,12 +17,10 @@ from lmx.kernels.log_probabilities import log_probabilities
 from lmx.models.config import ModelConfig
 from lmx.models.lockstep import score_layers
 from lmx.models.model import Inputs, apply, readout
-from lmx.models.schedules import schedule, stages
 from lmx.models.specs import ModelSpec, Remat
 from lmx.nn.module import Params
 from lmx.objectives.objective import Batch, Frozen, Objective, check_decoder
 from lmx.objectives.vocabulary import Vocabulary
-from lmx.sharding.rules import split_axes
 
 REFERENCE = "reference"
 
@@ -195,17 +193,14 @@ class Preference(Objective):
         key: jax.Array | None = None,
         remat: Remat = "none",
     ) -> LossSums:
-        if schedule() == "1f1b" and stages() > 1 and split_axes("act_length"):
-            raise UserError(
-                "pipeline.schedule 1f1b and a split sequence cannot compare completions: use gpipe or circular"
-            )
         inputs = Inputs(batch["tokens"], batch["positions"], batch["segment_ids"])
         before = jnp.zeros(batch["tokens"].shape, jnp.float32)
         if reference is not None:
             hidden = apply(reference.spec, reference.params, inputs).hidden
             before = log_probabilities(readout(reference.spec, reference.params, hidden), batch["targets"])
         batch = {**batch, REFERENCE: jax.lax.stop_gradient(before)}
-        return score_layers(spec, params, inputs, batch, functools.partial(self._score, spec), key=key, remat=remat)
+        score = functools.partial(self._score, spec)
+        return score_layers(spec, params, inputs, batch, score, key=key, remat=remat, whole_rows=True)
 
     def _score(self, spec: ModelSpec, params: Params, hidden: jax.Array, batch: Batch) -> LossSums:
         logps = log_probabilities(readout(spec, params, hidden), batch["targets"])

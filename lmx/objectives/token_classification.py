@@ -27,6 +27,7 @@ class TokenClassification(Labelled):
 
     task: ClassVar[Task] = "token_classification"
     whole_text: ClassVar[bool] = False
+    whole_rows: ClassVar[bool] = False
 
     def rows(self, length: int, frames: Frames, typed: bool, start: int | None, outputs: int) -> ExampleRows:
         """Rows with tags."""

@@ -5,19 +5,25 @@ import json
 import math
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from lmx.errors import LmxError, UserError
 from lmx.experiment import Experiment, TrainConfig
 from lmx.kernels.cross_entropy import LossSums
+from lmx.models.families.bert import Bert
 from lmx.models.families.gpt2 import Gpt2
 from lmx.models.families.llama import Llama
+from lmx.models.schedules import PipelineConfig
+from lmx.objectives.masked_lm import MaskedLm
 from lmx.objectives.next_token import NextToken
 from lmx.optim.schedule import Schedule
-from lmx.sharding.mesh import MeshConfig
-from lmx.sharding.rules import ways
+from lmx.sharding.mesh import MeshConfig, build_mesh
+from lmx.sharding.rules import Rules, Sharding, ways
 from lmx.train.check_mesh import MeshCheck, Trial, all_meshes, check_mesh, random_rows
+from lmx.train.state import state_shapes
+from lmx.train.step import jit_step
 
 EVERYWHERE = MeshConfig(data=2, fsdp=2, tensor=2)
 
@@ -120,3 +126,12 @@ def test_random_rows_are_packed_as_real_ones_are(llama: Experiment) -> None:
     assert (rows["positions"][starts] == 0).all()
     inside = ~starts[:, 1:] & (segments[:, 1:] > 0)
     assert (np.diff(rows["positions"], axis=1)[inside] == 1).all()
+
+
+def test_an_objective_that_looks_at_whole_rows_is_not_given_parts_of_them() -> None:
+    model = Bert(vocab=250, context=32, layers=2, width=16, heads=4, hidden=32, task="token_prediction")
+    experiment = tiny(model, objective=MaskedLm(), pipeline=PipelineConfig(schedule="1f1b", microbatches=2))
+    step = jit_step(experiment, Sharding(build_mesh(MeshConfig(data=2, stage=2, sequence=2)), Rules()))
+    batch = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in random_rows(experiment, 0).items()}
+    with pytest.raises(UserError, match=r"looks at whole rows, which pipeline\.schedule 1f1b does not have"):
+        step.lower(state_shapes(experiment), batch)
