@@ -69,7 +69,7 @@ class EvalConfig:
     every: int = 200
     """Steps between evaluations; there is always one at the end. 0: only that one."""
     rows: int = 0
-    """Held-out rows to use; 0 for all of them."""
+    """Held-out rows to use, evenly from all over them; 0 for all."""
     patience: int = 0
     """Evaluations without a better loss after which training stops early; 0 never stops it."""
     min_improvement: float = 0.0

@@ -108,6 +108,11 @@ def held_out_rows(prepared: Prepared, *, length: Layout | int) -> grain.MapDatas
     return grain.MapDataset.range(int(ends[-1])).map(read)
 
 
+def spread(rows: grain.MapDataset, wanted: int) -> grain.MapDataset:
+    """``wanted`` of the rows, evenly from all over them: the first ones may all be of one kind. 0 is all of them."""
+    return rows[:: len(rows) // wanted][:wanted] if 0 < wanted < len(rows) else rows
+
+
 def epoch_rows(prepared: Prepared, *, length: Layout | int) -> dict[str, int]:
     """Training rows in one epoch of each source."""
     plans = _plans(prepared, "train", length)

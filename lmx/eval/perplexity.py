@@ -12,7 +12,7 @@ import numpy as np
 from lmx.data.config import DataConfig
 from lmx.data.loader import Loader
 from lmx.data.prepare import prepare
-from lmx.data.rows import held_out_rows
+from lmx.data.rows import held_out_rows, spread
 from lmx.decode.forward import is_encoder
 from lmx.decode.frozen import load_frozen
 from lmx.decode.loaded import Model
@@ -171,8 +171,7 @@ def evaluate(model: Model, data: DataConfig, *, length: int = 0, batch: int = 8,
             "belongs to another model"
         )
     sized = replace(experiment, train=replace(experiment.train, length=length))
-    held_out: Any = held_out_rows(prepared, length=sized.layout(prepared.tokenizer))
-    held_out = held_out[:rows] if 0 < rows < len(held_out) else held_out
+    held_out: Any = spread(held_out_rows(prepared, length=sized.layout(prepared.tokenizer)), rows)
     token_bytes = jnp.asarray(prepared.tokenizer.token_bytes())
     with Loader(held_out, batch=batch, sharding=sharding.named(BATCH)) as batches:
         started = (_started(b, prepared.tokenizer.end_id, _start(model)) for b in batches)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lmx.data.loader import Loader
 from lmx.data.prepare import Prepared
-from lmx.data.rows import held_out_rows
+from lmx.data.rows import held_out_rows, spread
 from lmx.decode.generate import Generator
 from lmx.decode.places import Places, unstacker
 from lmx.decode.sampling import Sampling
@@ -28,8 +28,7 @@ class HeldOut:
     def __init__(self, experiment: Experiment, sharding: Sharding, prepared: Prepared):
         self._experiment, self._sharding = experiment, sharding
         rows = held_out_rows(prepared, length=experiment.layout(prepared.tokenizer))
-        wanted = experiment.eval.rows
-        self._rows: Any = rows[:wanted] if 0 < wanted < len(rows) else rows
+        self._rows: Any = spread(rows, experiment.eval.rows)
         self._sums = jit_sums(experiment, sharding)
         self._token_bytes = jnp.asarray(prepared.tokenizer.token_bytes())
 

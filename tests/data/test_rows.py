@@ -1,13 +1,15 @@
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import grain
 import numpy as np
 import pytest
 
 from lmx.data.packing import Plan
 from lmx.data.prepare import Prepared, prepare
-from lmx.data.rows import documents_of, epoch_rows, held_out_rows, train_rows
+from lmx.data.rows import documents_of, epoch_rows, held_out_rows, spread, train_rows
 from lmx.errors import UserError
 from tests.data.conftest import config_of, write_corpus
 
@@ -143,3 +145,9 @@ def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
     data = prepare(config_of(corpus, tmp_path / "cache", held_out=1 - 1e-12), progress=False)
     with pytest.raises(UserError, match="local_files has no training documents"):
         train_rows(data, length=LENGTH, seed=0)
+
+
+@pytest.mark.parametrize(("count", "wanted", "expected"), [(10, 3, [0, 3, 6]), (10, 0, 10), (10, 12, 10), (7, 7, 7)])
+def test_some_rows_are_from_all_over(count: int, wanted: int, expected: Any) -> None:
+    found = list(spread(grain.MapDataset.range(count), wanted))
+    assert found == (list(range(expected)) if isinstance(expected, int) else expected)
