@@ -27,7 +27,9 @@ def recipes() -> dict[str, Callable[[], Experiment]]:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(CONFIGS)  # a recipe may derive from another beside it
+            spec.loader.exec_module(module)
         own = {n: f for n, f in vars(module).items() if getattr(f, "__module__", "") == module.__name__}
         found |= {f"{file.name}:{n}": f for n, f in own.items() if callable(f) and not n.startswith("_")}
     return found

@@ -105,7 +105,8 @@ class Capacity(Dispatch):
     def mixed(self, experts: Experts, x: jax.Array, choices: jax.Array, weights: jax.Array) -> Mixed:
         """See :class:`Dispatch`."""
         rows = PaddedRows(x, choices, experts.count, math.ceil(self.factor * choices[0].size / experts.count))
-        return Mixed(combined(rows.collect(experts(rows)), weights), rows.dropped)
+        hidden = combined(rows.collect(experts(rows)), weights)
+        return Mixed(constrain(hidden, ("act_batch", "act_length", "act_embed")), rows.dropped)
 
 
 BY_SEQUENCE = ("act_batch", None, None, None)

@@ -16,9 +16,6 @@ from lmx.nn.mlp import Mlp, MlpModule
 from lmx.nn.module import Params, Part, dropout
 from lmx.nn.router import Router, RouterModule, Routing, SoftmaxRouter
 from lmx.nn.sublayer import Sublayer
-from lmx.sharding.rules import constrain
-
-TOKENS = ("act_batch", "act_length", "act_embed")
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class MoeModule(nnx.Module):
         routing = self.router(x)
         choices = jnp.where(real[..., None], routing.experts, spec.experts)
         mixed = spec.dispatch.mixed(self.experts, x, choices, routing.weights)
-        hidden = constrain(mixed.hidden, TOKENS)
+        hidden = mixed.hidden
         if self.shared is not None:
             hidden = hidden + self.shared(x, context).hidden
         aux = _told(spec, routing, choices, real, mixed.dropped)

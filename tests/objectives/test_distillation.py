@@ -38,7 +38,8 @@ from lmx.train.state import init_state, state_shardings
 from lmx.train.step import BATCH, gradients, jit_step
 
 SIZES: dict[str, Any] = {"layers": 1, "heads": 2, "kv_heads": 2, "head_dim": 8, "hidden": 32}
-TEACHER, STUDENT = (Llama(vocab=320, context=64, width=width, **SIZES) for width in (32, 16))
+STUDENT = Llama(vocab=320, context=64, width=16, **SIZES)
+TEACHER = replace(STUDENT, width=32, layers=2)
 STEPS = 6
 
 

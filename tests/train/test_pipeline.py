@@ -11,20 +11,18 @@ import pytest
 
 from lmx.errors import UserError
 from lmx.experiment import Experiment, TrainConfig
-from lmx.kernels.cross_entropy import LossSums
 from lmx.models.families.deepseek_v3 import DeepseekV3
 from lmx.models.families.gemma2 import Gemma2
 from lmx.models.families.gpt2 import Gpt2
 from lmx.models.families.llama import Llama
 from lmx.models.families.mixtral import Mixtral
 from lmx.models.families.t5 import T5
-from lmx.models.lockstep import score_layers, with_told
-from lmx.models.model import Inputs, encode
+from lmx.models.model import Inputs
 from lmx.models.schedules import PipelineConfig
 from lmx.nn.position import Rope
 from lmx.nn.router import SigmoidRouter
 from lmx.objectives.next_token import NextToken
-from lmx.objectives.objective import Batch
+from lmx.objectives.objective import Batch, Reading
 from lmx.optim.optimizer import AdamW
 from lmx.optim.schedule import Schedule
 from lmx.sharding.mesh import MeshConfig, build_mesh
@@ -77,21 +75,18 @@ ONE = MeshConfig(data=1)
 class Copy(NextToken):
     """An encoder-decoder reads the tokens, and predicts each from those before it."""
 
-    def loss(self, spec: Any, params: Any, batch: Batch, *, key: Any = None, remat: Any = "none") -> LossSums:
+    def reading(self, spec: Any, batch: Batch) -> Reading:
         inputs = Inputs(batch["tokens"], batch["positions"], batch["segment_ids"])
-        memory, told = encode(spec, params, inputs, key=key, remat=remat)
-        score = functools.partial(self._score, spec)
-        return with_told(score_layers(spec, params, inputs, batch, score, memory=memory, key=key, remat=remat), told)
+        return Reading(inputs, inputs)
 
 
 @dataclass(frozen=True)
 class Prefixed(NextToken):
     """A row's first document sees all of itself."""
 
-    def loss(self, spec: Any, params: Any, batch: Batch, *, key: Any = None, remat: Any = "none") -> LossSums:
+    def reading(self, spec: Any, batch: Batch) -> Reading:
         segments = batch["segment_ids"]
-        inputs = Inputs(batch["tokens"], batch["positions"], segments, prefix=segments == 1)
-        return score_layers(spec, params, inputs, batch, functools.partial(self._score, spec), key=key, remat=remat)
+        return Reading(Inputs(batch["tokens"], batch["positions"], segments, prefix=segments == 1))
 
 
 def experiment(name: str, **train: Any) -> Experiment:

@@ -132,8 +132,8 @@ def test_sigterm_to_one_saves_on_both_and_one_process_goes_on(root: Path, calm: 
         assert f"process {index} of 2 on {host}: stopped by a signal" in log
     before = metrics(job.run)
     assert 6 <= len(before) < STEPS
-    assert f"slowest process 1 ({host}): 0.1" in log
-    assert before[-1]["slowest_process"] == 1
+    assert f"slowest process 1 ({host}): " in log
+    assert 1 in [line.get("slowest_process") for line in before]
     told = [json.loads(line) for line in (job.run / "hosts.jsonl").read_text().splitlines()]
     assert set(told[-1]["own_seconds"]) == {f"0 ({host})", f"1 ({host})"}
     for index in (0, 1):
