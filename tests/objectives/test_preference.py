@@ -1,6 +1,7 @@
 """Preference optimisation from files to a model that prefers what people chose."""
 
 import json
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.data.config import DataConfig, Preferences, PreferredChats, TrainedBpe
+from lmx.data.builders.base import Span
+from lmx.data.builders.stdlib_preferences import StdlibPreferences as Builder
+from lmx.data.config import DataConfig, Preferences, PreferredChats, StdlibPreferences, TrainedBpe
 from lmx.data.layout import Piece
 from lmx.data.prepare import prepare
 from lmx.data.rows import held_out_rows
@@ -187,3 +190,15 @@ def test_what_does_not_fit_is_one_sentence(data: DataConfig, tmp_path: Path) -> 
     lacks = written(tmp_path / "lacks.jsonl", [{"prompt": "a", "good": "b", "rejected": "b"}])
     with pytest.raises(UserError, match="no column 'chosen'"):
         prepare(replace(data, sources=(Preferences(files=(lacks,)),)), progress=False)
+
+
+def test_the_librarys_docstrings_prefer_their_own_code() -> None:
+    path = Path(textwrap.__file__)
+    found = [r for r in Builder.records(StdlibPreferences(), Span(str(path), path.stat().st_size)) if r is not None]
+    examples = {record["path"]: json.loads(record["example"]) for record in found}
+    own = examples["textwrap.py:dedent"]
+    assert own["prompt"] == "# Remove any common leading whitespace from every line in `text`.\n"
+    assert own["chosen"].startswith("def dedent(text):")
+    assert "Remove any common leading whitespace" not in own["chosen"]
+    assert own["rejected"] in {example["chosen"] for example in examples.values()} - {own["chosen"]}
+    assert all(record["text"] == json.loads(record["example"])["prompt"] for record in found)

@@ -1,5 +1,6 @@
 """The standard library of the running interpreter as a TFDS dataset."""
 
+import abc
 import ast
 import json
 import os
@@ -7,10 +8,29 @@ import tokenize
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from lmx.data.builders import files
 from lmx.data.builders.base import DocumentsBuilder, Span
+
+
+class Definition(NamedTuple):
+    """A documented function or class: the path of its module, its name, its code without the docstring, and that."""
+
+    module: str
+    name: str
+    code: str
+    docstring: str
+
+    @property
+    def path(self) -> str:
+        """Where it is from."""
+        return f"{self.module}:{self.name}"
+
+    @property
+    def summary(self) -> str:
+        """The docstring's first paragraph, on one line."""
+        return " ".join(self.docstring.strip().split("\n\n")[0].split())
 
 
 class PythonStdlib(DocumentsBuilder):
@@ -45,6 +65,27 @@ def module_text(path: str) -> str | None:
 def module_path(path: str) -> str:
     """The path of a module in the library."""
     return Path(path).relative_to(files.stdlib_root()).as_posix()
+
+
+class Definitions(PythonStdlib):
+    """Base class of datasets that are made of the documented definitions."""
+
+    FEATURES: ClassVar[tuple[str, ...]] = ("text", "example", "split", "path")
+
+    @classmethod
+    def records(cls, source: Any, span: Span) -> Iterator[dict[str, str] | None]:
+        """What is made of a module's definitions; None where the module does not decode."""
+        for module in super().records(source, span):
+            if module is None:
+                yield None
+            else:
+                found = json.loads(module["docstrings"])
+                yield from cls.made(source, [Definition(module["path"], *each) for each in found])
+
+    @classmethod
+    @abc.abstractmethod
+    def made(cls, source: Any, found: list[Definition]) -> Iterator[dict[str, str] | None]:
+        """The records of a module's definitions; None for one that is left out."""
 
 
 def docstrings(text: str) -> list[tuple[str, str, str]]:

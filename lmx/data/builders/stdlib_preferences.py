@@ -2,28 +2,21 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
-from lmx.data.builders.base import Span
-from lmx.data.builders.python_stdlib import PythonStdlib
+from lmx.data.builders.python_stdlib import Definition, Definitions
 
 
-class StdlibPreferences(PythonStdlib):
+class StdlibPreferences(Definitions):
     """One example a documented definition: the first paragraph of its docstring as a comment, its own code (chosen),
     and the code of the module's next one (rejected)."""
 
-    FEATURES: ClassVar[tuple[str, ...]] = ("text", "example", "split", "path")
-
     @classmethod
-    def records(cls, source: Any, span: Span) -> Iterator[dict[str, str] | None]:
-        """The examples of a module; None where the module does not decode."""
-        for module in super().records(source, span):
-            if module is None:
-                yield None
-                continue
-            found = [(name, code, about) for name, code, about in json.loads(module["docstrings"]) if code.strip()]
-            for (name, code, about), (_, other, _) in zip(found, [*found[1:], *found[:1]], strict=True):
-                prompt = "# " + " ".join(about.strip().split("\n\n")[0].split()) + "\n"
-                if prompt.strip("# \n") and code != other:
-                    example = json.dumps({"prompt": prompt, "chosen": code, "rejected": other})
-                    yield {"text": prompt, "example": example, "split": "train", "path": f"{module['path']}:{name}"}
+    def made(cls, source: Any, found: list[Definition]) -> Iterator[dict[str, str] | None]:
+        """The examples; None for a definition that says nothing, or is the module's only one."""
+        for one, other in zip(found, [*found[1:], *found[:1]], strict=True):
+            prompt, chosen, rejected = f"# {one.summary}\n", one.code, other.code
+            content = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+            complete = one.summary and chosen.strip() and rejected.strip() and chosen != rejected
+            record = {"text": prompt, "example": json.dumps(content), "split": "train", "path": one.path}
+            yield record if complete else None
