@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from lmx.data.prepare import Prepared
-from lmx.data.tokenizer import load_tokenizer
-from lmx.decode.sources import Source, open_source
+from lmx.decode.sources import Source, open_source, require_tokens
 from lmx.errors import UserError
-from lmx.experiment import Experiment, RunDir
+from lmx.experiment import Experiment
 from lmx.objectives.objective import Frozen
 from lmx.sharding.rules import Sharding
 
@@ -37,7 +36,7 @@ def _loaded(name: str, path: str, experiment: Experiment, sharding: Sharding, pr
 
 def _check_fits(name: str, source: Source, experiment: Experiment, prepared: Prepared) -> None:
     """Raises UserError unless the model could be trained in the experiment's own place, sizes apart."""
-    length, own = experiment.train.length, prepared.tokenizer
+    length = experiment.train.length
     if source.config.context < length:
         raise UserError(
             f"objective.{name} {source.path} has a context of {source.config.context}, shorter than train.length "
@@ -48,11 +47,5 @@ def _check_fits(name: str, source: Source, experiment: Experiment, prepared: Pre
             f"objective.{name} {source.path} has {source.config.vocab} tokens and model.vocab is "
             f"{experiment.model.vocab}: both models must predict the same"
         )
-    # As it is in the files: a run's is opened with another end token for prompts.
-    theirs = load_tokenizer(RunDir(source.path).tokenizer) if source.experiment else source.tokenizer
-    if theirs is not None and theirs.fingerprint != own.fingerprint:
-        raise UserError(
-            f"objective.{name} {source.path} was trained with another tokenizer than this run's data: set "
-            f"data.tokenizer to TokenizerFile(path='{source.path}{'/tokenizer' if source.experiment else ''}')"
-        )
+    require_tokens(source, prepared.tokenizer, f"objective.{name}")
     experiment.objective.check(source.config, length)

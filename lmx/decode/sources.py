@@ -34,6 +34,8 @@ KEPT = ("id2label", "label2id", "problem_type", "tokenizer_class")
 end in ``_token_id`` too."""
 
 
+PROBE = "def probe(self): return 'Grüße', 3.14159  # What two tokenizers cut alike, they cut alike in general.\n"
+
 Read = Callable[[Any, Sharding | None, int | None], tuple[Params, int]]
 """(dtype, sharding, step) -> (params, step): reads the parameters, layers stacked, in a dtype (None: as stored), onto a
 mesh (None: the first device), and of a step (None: the newest)."""
@@ -185,6 +187,19 @@ def _converted(path: Path) -> Source:
         return _cast(restored.state, dtype), restored.step
 
     return _with_texts(Source(path, config, read, entries=content["entries"]))
+
+
+def require_tokens(source: Source, tokenizer: TextTokenizer, name: str) -> None:
+    """Raises UserError unless a model, which the setting ``name`` names, was trained on what ``tokenizer`` gives.
+
+    Told by what both make of a text: how a tokenizer is stored, and with which end tokens, makes no difference.
+    """
+    own = source.tokenizer
+    if own is not None and own.encode(PROBE) != tokenizer.encode(PROBE):
+        raise UserError(
+            f"{name} {source.path} was trained with another tokenizer than this run's data: set data.tokenizer to "
+            f"TokenizerFile(path='{source.path}{'/tokenizer' if source.experiment else ''}')"
+        )
 
 
 def describe(source: Source, params: Params) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lmx.checkpoint.local import LocalTier
 from lmx.data import cache
 from lmx.data.prepare import Prepared, prepare
 from lmx.decode.frozen import load_frozen
-from lmx.decode.sources import open_source
+from lmx.decode.sources import open_source, require_tokens
 from lmx.errors import LmxError, UserError
 from lmx.eval.compression import XzScore, xz_score
 from lmx.experiment import Experiment, RunDir
@@ -38,8 +38,6 @@ from lmx.train.signals import StopSignal
 from lmx.train.start import start_state
 from lmx.train.state import TrainState, pipeline_plan, state_shardings
 from lmx.train.supervise import tell
-
-PROBE = "def probe(self): return 'Grüße', 3.14159  # What two tokenizers cut alike, they cut alike in general.\n"
 
 
 @dataclass(frozen=True)
@@ -76,38 +74,14 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
     sharding = Sharding(build_mesh(experiment.mesh), experiment.rules)
     state_shardings(experiment, sharding)
     with ExitStack() as held, StopSignal() as stop:
-        with agreed():
-            if is_first():
-                held.enter_context(locked(run))
-                check_run(run, experiment, options.allowed_changes)
-        with agreed():
-            prepared = prepare(experiment.corpus, progress=is_first())
-            check_vocabulary(experiment, prepared)
-        require_same_data("the data", prepared.fingerprint)
-        now = fingerprint(sharding.mesh, prepared)
-        with agreed():
-            if is_first():
-                notes += compare(run, now)
-                if not run.experiment.exists():
-                    config.save(experiment, run.experiment)
-                prepared.save_tokenizer(run.tokenizer)
+        prepared, now, found = _prepared(experiment, run, sharding, options, held)
         tell(joined=True, checkpoints=str(loading.absolute(run.checkpoints_of(experiment))))
         local = _local_tier(experiment, run)
         with Checkpointer(run.checkpoints_of(experiment), experiment.checkpoint, local) as checkpointer, together():
             state, start, meta, more = start_state(experiment, run, sharding, checkpointer)
             state = replace(state, frozen=load_frozen(experiment, sharding, prepared))
-            if is_first():
-                config.save(experiment, run.experiment)  # only now: a change that is refused leaves it as it was
-                write_json(run.fingerprint, now)
-                layout = experiment.layout(prepared.tokenizer)
-                notes += prepared.notes(layout)
-                write_json(run.data, prepared.stats(layout))
-            peak = quick_matmul_flops_per_second(experiment.train.compute) * sharding.mesh.size
-            flops = train_flops_per_token(experiment.model.spec(), experiment.train.length)
-            with Display(experiment.train.steps, start, flops, peak, quiet=not is_first()) as display:
-                plan = pipeline_plan(experiment, sharding)
-                for note in [*notes, *more, *([str(plan)] if plan else [])]:
-                    display.say(note)
+            notes += found + _recorded(experiment, run, prepared, now) + more
+            with _display(experiment, sharding, start, notes) as display:
                 profile = options.profile and Profile(*options.profile, run.path / "profile")
                 loop = Loop(experiment, run, sharding, prepared, checkpointer, display, stop, ledger, profile)
                 began = time.perf_counter()
@@ -119,6 +93,52 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
                 local.close(remove=True)
             ledger.enter("finish")
         return _summary(experiment, run, prepared, loop, state, time.perf_counter() - began, ledger)
+
+
+def _prepared(
+    experiment: Experiment, run: RunDir, sharding: Sharding, options: RunOptions, held: ExitStack
+) -> tuple[Prepared, dict[str, Any], list[str]]:
+    """The data, this start's fingerprint, and what differs from the last one's. The first process holds the run
+    directory's lock from here on, until ``held`` is left."""
+    notes: list[str] = []
+    with agreed():
+        if is_first():
+            held.enter_context(locked(run))
+            check_run(run, experiment, options.allowed_changes)
+    with agreed():
+        prepared = prepare(experiment.corpus, progress=is_first())
+        check_vocabulary(experiment, prepared)
+    require_same_data("the data", prepared.fingerprint)
+    now = fingerprint(sharding.mesh, prepared)
+    with agreed():
+        if is_first():
+            notes += compare(run, now)
+            if not run.experiment.exists():
+                config.save(experiment, run.experiment)
+            prepared.save_tokenizer(run.tokenizer)
+    return prepared, now, notes
+
+
+def _recorded(experiment: Experiment, run: RunDir, prepared: Prepared, now: dict[str, Any]) -> list[str]:
+    """Writes down, by the first process, what is trained on what; what there is to say about the data."""
+    if not is_first():
+        return []
+    config.save(experiment, run.experiment)  # only now: a change that is refused leaves it as it was
+    write_json(run.fingerprint, now)
+    layout = experiment.layout(prepared.tokenizer)
+    write_json(run.data, prepared.stats(layout))
+    return prepared.notes(layout)
+
+
+def _display(experiment: Experiment, sharding: Sharding, start: int, notes: Sequence[str]) -> Display:
+    """The progress of a run, with what there is to say before it."""
+    peak = quick_matmul_flops_per_second(experiment.train.compute) * sharding.mesh.size
+    flops = train_flops_per_token(experiment.model.spec(), experiment.train.length)
+    display = Display(experiment.train.steps, start, flops, peak, quiet=not is_first())
+    plan = pipeline_plan(experiment, sharding)
+    for note in [*notes, *([str(plan)] if plan else [])]:
+        display.say(note)
+    return display
 
 
 def _local_tier(experiment: Experiment, run: RunDir) -> LocalTier | None:
@@ -148,12 +168,8 @@ def check_vocabulary(experiment: Experiment, prepared: Prepared) -> None:
             f"model.vocab {experiment.model.vocab} is smaller than the tokenizer's {prepared.tokenizer.vocab_size} "
             f"tokens; set --model.vocab {prepared.tokenizer.vocab_size} or more"
         )
-    given = open_source(Path(experiment.init_from)).tokenizer if experiment.init_from else None
-    if given is not None and given.encode(PROBE) != prepared.tokenizer.encode(PROBE):
-        raise UserError(
-            f"init_from {experiment.init_from} was trained with another tokenizer than the data's; set the data's "
-            "tokenizer to TokenizerFile with the path of its own"
-        )
+    if experiment.init_from:
+        require_tokens(open_source(Path(experiment.init_from)), prepared.tokenizer, "init_from")
 
 
 def _summary(
