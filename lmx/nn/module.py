@@ -47,9 +47,18 @@ class Part:
         return nnx.merge(_structure(self)[0], params)
 
 
-@functools.lru_cache(maxsize=256)
 def _structure(part: Part) -> tuple[Any, Any]:
-    return nnx.split(nnx.eval_shape(lambda: part.build(nnx.Rngs(params=0))))
+    build = part.build
+    if not isinstance(build, functools.partial):
+        return _traced(build, (), ())
+    return _traced(
+        build.func, build.args, tuple(sorted(build.keywords.items()))
+    )  # partials are equal to themselves only
+
+
+@functools.lru_cache(maxsize=1024)
+def _traced(build: Callable[..., nnx.Module], args: tuple[Any, ...], keywords: tuple[Any, ...]) -> tuple[Any, Any]:
+    return nnx.split(nnx.eval_shape(lambda: build(*args, nnx.Rngs(params=0), **dict(keywords))))
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
