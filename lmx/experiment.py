@@ -70,6 +70,8 @@ class EvalConfig:
     """Steps between evaluations; there is always one at the end. 0: only that one."""
     rows: int = 0
     """Held-out rows to use, evenly from all over them; 0 for all."""
+    written: int = 0
+    """Held-out pairs whose targets the model writes, to be scored with BLEU and chrF; 0 for none."""
     patience: int = 0
     """Evaluations without a better loss after which training stops early; 0 never stops it."""
     min_improvement: float = 0.0

@@ -19,6 +19,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import jax
 import pytest
 from goldens import Golden, load_golden
 
@@ -29,6 +30,13 @@ def own_data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LMX_CACHE", str(tmp_path_factory.mktemp("lmx-cache")))
         yield Path(os.environ["LMX_CACHE"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_compiled_is_kept() -> Iterator[None]:
+    """Compiled programs hold memory mappings, of which a process may have 65,530."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session", params=["gpt2", "llama"])

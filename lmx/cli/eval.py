@@ -20,6 +20,7 @@ class Eval(TaskOptions, Cluster):
     On one device, unless --layout or --mesh says otherwise; on several, also of several processes, each holds its part.
 
     Example: lmx eval runs/quickstart --files "texts/*.txt" --json score.json
+    Example: lmx eval runs/transformer --written 500
     Example: lmx eval runs/quickstart --tasks configs/tasks/boolq.py --files BoolQ/dev.jsonl --shots 2
     """
 
@@ -35,6 +36,8 @@ class Eval(TaskOptions, Cluster):
     """Rows at once."""
     rows: int = 0
     """Rows to score; 0 for all."""
+    written: int = 0
+    """Of a run on pairs: score instead, with BLEU and chrF, what the model writes for so many held-out sources."""
     step: int | None = None
     """Of a run: the checkpoint's step; None is the newest good one."""
     json: str = ""
@@ -57,13 +60,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _evaluate(options: Eval, place: "Placement", argv: Sequence[str]) -> None:
-    from lmx.cli.eval_tasks import evaluate_tasks, evaluate_windows
+    from lmx.cli.eval_tasks import evaluate_tasks, evaluate_windows, tell
     from lmx.cli.recipes import load_recipe, print_result
     from lmx.cli.runtime import load_placed
     from lmx.data.config import DataConfig, LocalFiles, TokenizerFile
     from lmx.data.tokenizer import tokenizer_file
     from lmx.errors import UserError
     from lmx.eval.perplexity import evaluate, in_words
+    from lmx.eval.written import written
     from lmx.experiment import RunDir
 
     model = load_placed(options.model, place, step=options.step)
@@ -87,6 +91,9 @@ def _evaluate(options: Eval, place: "Placement", argv: Sequence[str]) -> None:
         data = replace(load_recipe(options.data).corpus, tokenizer=tokenizer)
     if options.stride:
         evaluate_windows(options, model, data, argv)
+        return
+    if options.written:
+        tell(options, model, {"held-out pairs": written(model, data, options.written)}, argv)
         return
     result = evaluate(model, data, length=options.length, batch=options.batch, rows=options.rows)
     people = (

@@ -27,7 +27,7 @@ class TaskOptions:
 
 
 OF_TASKS = ("shots", "limit", "seed")
-OF_TEXT = ("text_column", "length", "rows", "stride", "data")
+OF_TEXT = ("text_column", "length", "rows", "stride", "data", "written")
 
 
 def check_options(options: Any) -> None:
@@ -51,6 +51,8 @@ def check_options(options: Any) -> None:
         raise UserError("--files has no effect on tasks of lm-eval, whose own files name their data; leave it out")
     if options.data and options.files:
         raise UserError("--data and --files were both given; give the one that is to be scored")
+    if options.written and (unused := [n for n in ("files", "length", "rows", "stride") if getattr(options, n)]):
+        raise UserError(f"--{unused[0]} has no effect with --written, which takes held-out pairs; leave it out")
     if options.rows and options.stride:
         raise UserError("--rows counts packed rows, which --stride does not make; use --limit")
 

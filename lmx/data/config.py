@@ -41,6 +41,17 @@ class AlignedFiles(Source):
 
 
 @dataclass(frozen=True)
+class AlignedPages(Source):
+    """Pairs of paragraphs from HTML pages in two languages, aligned by path and by the paragraphs' ids, as the help of
+    LibreOffice has them. Whole pages are held out."""
+
+    directory: str = ""
+    """The pages in the source's language."""
+    target_directory: str = ""
+    """The same pages in the target's, under the same names."""
+
+
+@dataclass(frozen=True)
 class LocalFiles(Source):
     """Files on this machine: .txt (or any plain text), .jsonl, .parquet; text and jsonl may be gzipped."""
 

@@ -21,6 +21,7 @@ from lmx import config as configuration
 from lmx.data import cache
 from lmx.data.config import (
     AlignedFiles,
+    AlignedPages,
     Answers,
     Chats,
     Docstrings,
@@ -47,10 +48,13 @@ Kind = Literal["texts", "pairs", "classes", "numbers", "tags", "answers", "chats
 
 
 class Form(NamedTuple):
-    """How the documents of a source are built, by the dataset's name, and the kind that they are of."""
+    """How the documents of a source are built, by the dataset's name; the kind that they are of; and the columns that
+    say what is held out, or what is held out together."""
 
     dataset: str
     kind: Kind
+    split: str | None = None
+    group: str | None = None
 
 
 SOURCES: dict[type[Source], Form] = {
@@ -58,17 +62,18 @@ SOURCES: dict[type[Source], Form] = {
     LocalFiles: Form("local_files", "texts"),
     Docstrings: Form("docstrings", "pairs"),
     AlignedFiles: Form("aligned_files", "pairs"),
-    TextPairs: Form("pairs", "pairs"),
-    LabelledTexts: Form("examples", "classes"),
+    AlignedPages: Form("aligned_pages", "pairs", group="page"),
+    TextPairs: Form("pairs", "pairs", "split"),
+    LabelledTexts: Form("examples", "classes", "split"),
     StdlibPreferences: Form("stdlib_preferences", "preferences"),
     StdlibModules: Form("stdlib_modules", "classes"),
-    RatedTexts: Form("examples", "numbers"),
-    TaggedWords: Form("examples", "tags"),
-    Answers: Form("examples", "answers"),
-    Chats: Form("examples", "chats"),
+    RatedTexts: Form("examples", "numbers", "split"),
+    TaggedWords: Form("examples", "tags", "split"),
+    Answers: Form("examples", "answers", "split"),
+    Chats: Form("examples", "chats", "split"),
     StdlibChats: Form("stdlib_chats", "chats"),
-    Preferences: Form("examples", "preferences"),
-    PreferredChats: Form("examples", "preferences"),
+    Preferences: Form("examples", "preferences", "split"),
+    PreferredChats: Form("examples", "preferences", "split"),
 }
 
 
@@ -85,6 +90,7 @@ class Documents:
       kind: what they are.
       classes: the names of the classes, where there are such.
       given: bool ``[documents]``, what is held out, where the source says so.
+      groups: uint64 ``[documents]``, a hash of what is held out together, such as a page, where there is such.
     """
 
     name: str
@@ -99,6 +105,7 @@ class Documents:
     kind: Kind = "texts"
     classes: tuple[str, ...] = ()
     given: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -155,13 +162,12 @@ def prepare_documents(source: Source, root: Path, *, workers: int = 0, progress:
 
 def _built(source: Source, directory: Path) -> Dataset:
     """Where the documents of a source are built."""
-    dataset, kind = SOURCES[type(source)]
+    dataset, kind, split, group = SOURCES[type(source)]
     path = str(directory / dataset / "1.0.0")
-    split = "split" if dataset in ("examples", "pairs") else None
     if kind == "texts":
         return Dataset(path)
     if kind == "pairs":
-        return Dataset(path, target_column="target", split_column=split)
+        return Dataset(path, target_column="target", split_column=split, group_column=group)
     return Dataset(path, example_column="example", split_column=split)
 
 
@@ -187,6 +193,7 @@ def _open(name: str, key: str, directory: Path, dataset: Dataset, source: Source
         SOURCES[type(source)].kind if type(source) in SOURCES else "texts",
         getattr(source, "classes", ()) or tuple(meta.get("classes", ())),
         given if given is not None and given.any() else None,
+        np.load(directory / "groups.npy") if dataset.group_column else None,
     )
 
 

@@ -205,7 +205,7 @@ def _check(config: DataConfig) -> None:
 
 WHAT: dict[Kind, tuple[str, str]] = {
     "texts": ("documents", "PythonStdlib, LocalFiles or Tfds"),
-    "pairs": ("pairs of a source and a target", "Docstrings, AlignedFiles or TextPairs"),
+    "pairs": ("pairs of a source and a target", "Docstrings, AlignedFiles, AlignedPages or TextPairs"),
     "classes": ("texts with classes", "LabelledTexts or StdlibModules"),
     "numbers": ("texts with numbers", "RatedTexts"),
     "tags": ("words with tags", "TaggedWords"),
@@ -257,17 +257,25 @@ def held_out_mask(documents: Documents, share: float) -> np.ndarray:
     """Which documents are held out, bool ``[documents]``: those whose text hashes low; copies go together.
 
     A small corpus may have none that low; then it is the one that hashes lowest, unless it is the only one. Where the
-    source itself says what is held out, it is that.
+    source itself says what is held out, it is that. Of documents in groups, whole groups are held out, without the
+    texts that also stand in the others.
     """
     if documents.given is not None:
         return documents.given & (np.asarray(documents.sizes) > 0)
     hashes, real = np.asarray(documents.hashes), np.asarray(documents.sizes) > 0
     if share == 1:
         return real
+    if documents.groups is not None:
+        mask = _lowest(documents.groups, real, share)
+        return mask & ~np.isin(hashes, hashes[~mask])
+    return _lowest(hashes, real, share)
+
+
+def _lowest(hashes: np.ndarray, real: np.ndarray, share: float) -> np.ndarray:
     mask = (hashes < np.uint64(int(share * 2**64))) & real
     different = np.unique(hashes[real])
     if share and not mask.any() and len(different) > 1:
-        mask = hashes == different[0]
+        mask = (hashes == different[0]) & real
     return mask
 
 

@@ -14,15 +14,15 @@ import numpy as np
 from lmx.data import cache, parts
 from lmx.errors import UserError
 
-ARRAYS = ("hashes", "contents", "sizes", "held_out")
-"""Of each record: a hash of its text and of all that is learned from it, its bytes of text, and whether it is held out
-by its source."""
+ARRAYS = ("hashes", "contents", "sizes", "held_out", "groups")
+"""Of each record: a hash of its text and of all that is learned from it, its bytes of text, whether it is held out by
+its source, and a hash of what it is held out together with."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Where ArrayRecord documents lie: TFDS directory and split, and the features for text and name; for the target of
-    a pair, an example's content as JSON, and what is held out, where there are such."""
+    a pair, an example's content as JSON, what is held out, and what is held out together, where there are such."""
 
     directory: str
     split: str = "train"
@@ -31,6 +31,7 @@ class Dataset:
     target_column: str | None = None
     example_column: str | None = None
     split_column: str | None = None
+    group_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,10 @@ def document_text(records: Any, dataset: Dataset, index: int) -> tuple[str, str]
     Raises:
       UserError: its text is not valid UTF-8, or not text.
     """
-    record = records[index]
+    return _text(records[index], dataset, index)
+
+
+def _text(record: Any, dataset: Dataset, index: int) -> tuple[str, str]:
     data, place = record[dataset.text_column], f"{dataset.directory}[{index}]"
     name = record[dataset.name_column].decode() if dataset.name_column else place
     try:
@@ -122,23 +126,25 @@ def _even_parts(dataset: Dataset, count: int, target: Path) -> list[RecordsPart]
 def index_part(part: RecordsPart) -> int:
     """Indexes records unless that is done; returns their number."""
     if not part.target.exists():
-        records, dataset = open_records(part.dataset), part.dataset
-        found = [document_text(records, dataset, i) for i in range(part.start, part.stop)]
+        source, dataset = open_records(part.dataset), part.dataset
+        records = [source[i] for i in range(part.start, part.stop)]
+        found = [_text(record, dataset, part.start + i) for i, record in enumerate(records)]
         data = [text.encode() for text, _ in found]
         more = dataset.example_column or dataset.target_column
-        examples = [records[i] for i in range(part.start, part.stop)] if more else []
-        contents = [text + record[more] for text, record in zip(data, examples, strict=True)] if more else data
-        held_out = [bool(dataset.split_column) and r[dataset.split_column] == b"held_out" for r in examples]
+        contents = [text + record[more] for text, record in zip(data, records, strict=True)] if more else data
+        held_out = [bool(dataset.split_column) and r[dataset.split_column] == b"held_out" for r in records]
+        groups = [r[dataset.group_column] for r in records] if dataset.group_column else data
         arrays = {
             "hashes": np.array([_hash(d) for d in data], np.uint64),
+            "groups": np.array([_hash(g) for g in groups], np.uint64),
             "contents": np.array([_hash(c) for c in contents], np.uint64),
             "sizes": np.array([len(d) if d.strip() else 0 for d in data], np.int64),
-            "held_out": np.array(held_out if more else [False] * len(data), bool),
+            "held_out": np.array(held_out, bool),
         }
         with cache.whole_dir(part.target) as directory:
             for name, array in arrays.items():
                 np.save(directory / f"{name}.npy", array)
-            cache.write_json(directory / "classes.json", sorted(_classes(examples, dataset.example_column)))
+            cache.write_json(directory / "classes.json", sorted(_classes(records, dataset.example_column)))
             cache.write_json(directory / "names.json", [name for _, name in found])
     return part.stop - part.start
 

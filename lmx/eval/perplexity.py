@@ -13,6 +13,7 @@ from lmx.data.config import DataConfig
 from lmx.data.loader import Loader
 from lmx.data.prepare import prepare
 from lmx.data.rows import held_out_rows, spread
+from lmx.data.tokenizer import TextTokenizer
 from lmx.decode.forward import is_encoder
 from lmx.decode.frozen import load_frozen
 from lmx.decode.loaded import Model
@@ -20,6 +21,7 @@ from lmx.errors import UserError
 from lmx.experiment import Compute, Experiment, TrainConfig
 from lmx.models.model import cast_floats
 from lmx.models.schedules import PipelineConfig, check_pipeline
+from lmx.models.specs import ModelSpec
 from lmx.nn.module import Params
 from lmx.objectives.objective import Batch, Frozen
 from lmx.sharding.mesh import MeshConfig, build_mesh
@@ -133,8 +135,11 @@ def in_words(score: Mapping[str, Any], prefix: str = "") -> str:
     """The values of a score (by the names of :class:`Score`, after ``prefix``) as a part of a sentence."""
     found = {name: score.get(prefix + name) for name in ("perplexity", "bits_per_byte", "accuracy", "f1")}
     told = [f"loss {score[prefix + 'loss']:.4f}"]
+    if prefix + "bleu" in score:
+        told.append(f"BLEU {score[prefix + 'bleu']:.2f} (copying the source: {score[prefix + 'copy_bleu']:.2f})")
     if found["bits_per_byte"] is not None:
-        return f"{told[0]}, perplexity {found['perplexity']:.2f}, {found['bits_per_byte']:.4f} bits per byte"
+        told += [f"perplexity {found['perplexity']:.2f}", f"{found['bits_per_byte']:.4f} bits per byte"]
+        return ", ".join(told)
     if found["accuracy"] is not None:
         baseline = score[prefix + "baseline_accuracy"]
         told.append(f"accuracy {found['accuracy']:.1%} (the commonest alone: {baseline:.1%})")
@@ -165,11 +170,7 @@ def evaluate(model: Model, data: DataConfig, *, length: int = 0, batch: int = 8,
     _check_mesh(experiment, sharding, batch, length)
     with agreed():
         prepared = prepare(data, progress=is_first())
-    if prepared.tokenizer.vocab_size > model.spec.vocab:
-        raise UserError(
-            f"the tokenizer has {prepared.tokenizer.vocab_size} tokens, more than the model's {model.spec.vocab}; it "
-            "belongs to another model"
-        )
+    require_tokens_fit(prepared.tokenizer, model.spec)
     sized = replace(experiment, train=replace(experiment.train, length=length))
     held_out: Any = spread(held_out_rows(prepared, length=sized.layout(prepared.tokenizer)), rows)
     token_bytes = jnp.asarray(prepared.tokenizer.token_bytes())
@@ -177,6 +178,15 @@ def evaluate(model: Model, data: DataConfig, *, length: int = 0, batch: int = 8,
         started = (_started(b, prepared.tokenizer.end_id, _start(model)) for b in batches)
         frozen = load_frozen(replace(experiment, objective=experiment.objective.evaluated), sharding, prepared)
         return score(jit_sums(experiment, sharding), model.params, started, token_bytes, frozen)
+
+
+def require_tokens_fit(tokenizer: TextTokenizer, spec: ModelSpec) -> None:
+    """Raises UserError for a tokenizer with more tokens than the model has."""
+    if tokenizer.vocab_size > spec.vocab:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, more than the model's {spec.vocab}; it belongs to "
+            "another model"
+        )
 
 
 def _check_mesh(experiment: Experiment, sharding: Sharding, batch: int, length: int) -> None:

@@ -112,8 +112,8 @@ def reached(trip: Trip) -> np.ndarray:
 def _steps(trip: Trip, reach: np.ndarray, queries: np.ndarray, keys: np.ndarray) -> tuple[Step, ...]:
     if trip.gathered:
         return (Step(0, _table([reach[own] for own in queries])),)
-    shards = np.arange(trip.shards)
-    tables = [(s, _table([reach[np.ix_(queries[i], keys[i - s])] for i in shards])) for s in shards.tolist()]
+    shards = range(trip.shards)
+    tables = [(s, _table([reach[np.ix_(queries[i], keys[i - s])] for i in shards])) for s in shards]
     return tuple(Step(offset, table) for offset, table in tables if table.shape[1])
 
 

@@ -68,7 +68,9 @@ def compile_step(experiment: Experiment, sharding: Sharding, effort: float = 0.0
     start = time.perf_counter()
     lowered = jit_step(experiment, sharding).lower(state_shapes(experiment), batch_shapes(experiment))
     traced = time.perf_counter()
-    compiled = lowered.compile({"exec_time_optimization_effort": effort, "memory_fitting_effort": effort})
+    # Compilers for CPU do not know these options.
+    efforts = {"exec_time_optimization_effort": effort, "memory_fitting_effort": effort} if effort else None
+    compiled = lowered.compile(efforts)
     done = time.perf_counter()
     stats = compiled.memory_analysis()
     return CompiledStep(

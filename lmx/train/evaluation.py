@@ -1,6 +1,6 @@
 """Evaluation, early stopping and samples during training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from lmx.data.loader import Loader
 from lmx.data.prepare import Prepared
 from lmx.data.rows import held_out_rows, spread
-from lmx.decode.generate import Generator
+from lmx.decode.generate import Completion, Generator
 from lmx.decode.places import Places, unstacker
 from lmx.decode.sampling import Sampling
 from lmx.eval.perplexity import Score, jit_sums, score
+from lmx.eval.written import HeldOutPairs
 from lmx.experiment import EvalConfig, Experiment, RunDir
 from lmx.nn.module import Params
 from lmx.objectives.objective import Frozen
@@ -68,24 +69,67 @@ class EarlyStopping:
         return {"best": self.best, "worse": self.worse, "stopped": self.stopped}
 
 
+class Writer:
+    """Makes the model that is trained ready to write."""
+
+    def __init__(self, experiment: Experiment, prepared: Prepared, sharding: Sharding):
+        self._spec, self._tokenizer = experiment.model.spec(), prepared.tokenizer
+        self._places = Places.of(sharding) if sharding.mesh.size > 1 else None
+        self._prefix = experiment.objective.reads_prefix and self._spec.encoder is None
+        self._encode = self._ended if experiment.objective.ends_source else None
+        # A mesh that does not divide unrolled layers is refused here, before training.
+        self._ready = unstacker(self._spec, jnp.dtype(experiment.train.compute), self._places)
+
+    def __call__(self, params: Params) -> Generator:
+        """What writes with these parameters."""
+        return Generator(
+            self._spec,
+            self._ready(params),
+            self._tokenizer,
+            encode=self._encode,
+            prefix=self._prefix,
+            places=self._places,
+        )
+
+    def _ended(self, text: str) -> list[int]:
+        return [*self._tokenizer.encode(text), self._tokenizer.end_id]
+
+
+class Translator:
+    """Writes the targets of held-out pairs, where ``eval.written`` asks for it."""
+
+    def __init__(self, experiment: Experiment, prepared: Prepared, sharding: Sharding):
+        self._pairs: HeldOutPairs | None = None
+        if experiment.eval.written:
+            self._pairs = HeldOutPairs.of(prepared, experiment, experiment.eval.written)
+            self._writer = Writer(experiment, prepared, sharding)
+
+    def score(self, params: Params) -> Values:
+        """``eval_bleu``, ``eval_chrf`` and ``eval_copy_bleu`` of what the model writes; nothing if none was wanted."""
+        if self._pairs is None:
+            return {}
+        generator, likeliest = self._writer(params), Sampling(temperature=0)
+
+        def write(sources: Sequence[str], tokens: int, first: int) -> list[Completion]:
+            seeds = range(first, first + len(sources))
+            return generator.generate(sources, max_new_tokens=tokens, sampling=likeliest, seeds=seeds)
+
+        measures, _ = self._pairs.scored(write)
+        return {f"eval_{name}": measure.value for name, measure in measures.items()}
+
+
 class Sampler:
     """Continues the experiment's prompts and keeps the texts."""
 
     def __init__(self, experiment: Experiment, run: RunDir, prepared: Prepared, sharding: Sharding):
-        self.config, self._run, self._tokenizer = experiment.sample, run, prepared.tokenizer
-        self._spec, self._places = experiment.model.spec(), Places.of(sharding) if sharding.mesh.size > 1 else None
-        self._prefix = experiment.objective.reads_prefix and self._spec.encoder is None
-        self._ready: Callable[[Params], Params] | None = None
-        if self.config.prompts:  # a mesh that does not divide unrolled layers is refused before training
-            self._ready = unstacker(self._spec, jnp.dtype(experiment.train.compute), self._places)
+        self.config, self._run = experiment.sample, run
+        self._writer = Writer(experiment, prepared, sharding) if self.config.prompts else None
 
     def write(self, step: int, params: Params) -> list[tuple[str, str]]:
         """Samples one text for each prompt, appends them to samples.jsonl and returns (prompt, text) pairs."""
-        if self._ready is None:
+        if self._writer is None:
             return []
-        ready = self._ready(params)
-        generator = Generator(self._spec, ready, self._tokenizer, prefix=self._prefix, places=self._places)
-        texts = generator.generate(
+        texts = self._writer(params).generate(
             self.config.prompts,
             max_new_tokens=self.config.tokens,
             sampling=Sampling(temperature=self.config.temperature),

@@ -17,7 +17,7 @@ from lmx.experiment import Experiment, RunDir
 from lmx.sharding.processes import located
 from lmx.sharding.rules import Sharding
 from lmx.train.diagnosis import not_finite_error
-from lmx.train.evaluation import EarlyStopping, HeldOut, Sampler, eval_values
+from lmx.train.evaluation import EarlyStopping, HeldOut, Sampler, Translator, eval_values
 from lmx.train.ledger import Ledger
 from lmx.train.metrics import Recorder, StepClock, Values, open_log
 from lmx.train.progress import Display
@@ -80,6 +80,7 @@ class Loop:
         self.recorder = Recorder(StepClock(experiment.train.batch * experiment.train.length))
         self.early = EarlyStopping(experiment.eval)
         self.held_out = HeldOut(experiment, sharding, prepared)
+        self.translator = Translator(experiment, prepared, sharding)
         self.sampler = Sampler(experiment, run, prepared, sharding)
         self.speeds: list[float] = []
         self.last: Values = {}
@@ -171,6 +172,7 @@ class Loop:
         with self.ledger.phase("evaluation"):
             started = time.perf_counter()
             values = eval_values(self.held_out.score(state.for_eval, state.frozen))
+            values |= self.translator.score(state.for_eval)
             return values | {"eval_seconds": time.perf_counter() - started}
 
     def _save(self, done: int, state: TrainState, *, wait: bool = False, locally: bool = False) -> None:

@@ -51,7 +51,7 @@ def watched_read(loader, step):
     if len(rows) > 10**9:  # those of training
         with open(f"rows_{PROCESS}.jsonl", "a") as file:
             file.write(json.dumps([step, sorted(seen)]) + "\\n")
-        time.sleep(0.1 * (PROCESS == "1"))
+        time.sleep(0.3 * (PROCESS == "1"))
     return batch
 
 

@@ -3,6 +3,7 @@
 import glob
 import os
 import sysconfig
+from pathlib import Path
 
 from lmx.data import config
 from lmx.errors import UserError
@@ -28,12 +29,14 @@ def listed(source: config.Source) -> list[str]:
     """The files that a source reads.
 
     Raises:
-      UserError: see :func:`matched_files` and :func:`aligned`.
+      UserError: see :func:`matched_files`, :func:`aligned` and :func:`aligned_pages`.
     """
     if isinstance(source, config.PythonStdlib):
         return stdlib_files()
     if isinstance(source, config.AlignedFiles):
         return [path for pair in aligned(source) for path in pair]
+    if isinstance(source, config.AlignedPages):
+        return [path for pair in aligned_pages(source) for path in pair]
     if isinstance(source, config.Examples):
         found = [*example_files(source), *example_files(source, held_out=True)]
         return [file for path in found for file in (_contents(path) if is_dataset(path) else [path])]
@@ -79,6 +82,30 @@ def aligned(source: config.AlignedFiles) -> list[tuple[str, str]]:
             "sorted order"
         )
     return list(zip(sources, targets, strict=True))
+
+
+def aligned_pages(source: config.AlignedPages) -> list[tuple[str, str]]:
+    """The pages that both directories have, sorted.
+
+    Raises:
+      UserError: a directory is missing, or they have no page in common.
+    """
+    found = []
+    for name in ("directory", "target_directory"):
+        directory = Path(getattr(source, name)).expanduser()
+        if not getattr(source, name) or not directory.is_dir():
+            raise UserError(
+                f"{name} of AlignedPages is {getattr(source, name)!r}, which is no directory: give one of HTML pages "
+                "(Debian's libreoffice-help-en-us and libreoffice-help-de install some)"
+            )
+        found.append({path.relative_to(directory).as_posix(): path.absolute() for path in directory.rglob("*.html")})
+    sources, targets = found
+    if not sources.keys() & targets.keys():
+        raise UserError(
+            f"{source.directory} and {source.target_directory} have no .html file of the same name in common: give the "
+            "directories of the same pages in two languages"
+        )
+    return [(str(sources[name]), str(targets[name])) for name in sorted(sources.keys() & targets.keys())]
 
 
 def matched_files(source: config.LocalFiles, name: str = "LocalFiles") -> list[str]:

@@ -169,8 +169,8 @@ def best_span(scores: np.ndarray, allowed: np.ndarray, longest: int) -> tuple[in
     sums = np.where((far >= 0) & (far < longest), sums, -np.inf)
     if not np.isfinite(sums).any():
         return 0, 0
-    start, end = np.unravel_index(int(sums.argmax()), sums.shape)
-    return int(start), int(end) + 1
+    start, end = divmod(int(np.argmax(sums)), len(scores))
+    return start, end + 1
 
 
 def written(
