@@ -1,6 +1,7 @@
 """BERT pretraining (Devlin et al. 2018) on the Python standard library: masked tokens, and next sentences.
 
 lmx train configs/bert.py
+lmx train configs/bert.py:modern
 lmx train configs/bert.py:whole_words
 lmx train configs/bert.py:sentence_order
 
@@ -13,9 +14,11 @@ from dataclasses import replace
 from lmx.data.config import DataConfig, TrainedBpe
 from lmx.experiment import EvalConfig, Experiment, TrainConfig
 from lmx.models.families.bert import PRESETS, Bert
+from lmx.models.families.modernbert import ModernBert
 from lmx.objectives.masked_lm import MaskedLm, Nsp
 from lmx.objectives.masking import WholeWords
 from lmx.objectives.sentences import SentenceOrder
+from lmx.optim.catalogue import Muon
 from lmx.optim.optimizer import AdamW
 from lmx.optim.schedule import Schedule
 
@@ -30,6 +33,23 @@ def bert() -> Experiment:
         schedule=Schedule(peak=1e-3, warmup=100, final=0.05),
         train=TrainConfig(steps=2400, batch=16, length=128, remat="none"),
         eval=EvalConfig(every=600, rows=256),
+    )
+
+
+def modern() -> Experiment:
+    """The same two questions to ModernBERT's architecture with Muon, which learn far more in the same few minutes: 4M
+    parameters."""
+    base = bert()
+    return replace(
+        base,
+        model=ModernBert(
+            vocab=4096, context=128, layers=4, width=256, heads=4, hidden=640, window=64, every=2, task="pretraining"
+        ),
+        data=DataConfig(tokenizer=TrainedBpe(vocab_size=4096)),
+        optimizer=Muon(weight_decay=0.01),
+        schedule=Schedule(peak=3e-3, warmup=100, final=0.05),
+        train=replace(base.train, steps=1600),
+        eval=EvalConfig(every=400, rows=256),
     )
 
 

@@ -86,6 +86,8 @@ def test_what_does_not_write_is_refused_before_training(experiment: Experiment) 
     prepared = prepare(experiment.corpus, progress=False)
     with pytest.raises(UserError, match="no held-out pair with at most 63 tokens of source and 2 of target"):
         HeldOutPairs.of(prepared, replace(experiment, objective=SeqToSeq(target_length=2)), 5)
-    decoder = replace(experiment, model=Llama(vocab=320, context=64, layers=1, width=32, heads=2, kv_heads=2, hidden=64))
+    decoder = replace(
+        experiment, model=Llama(vocab=320, context=64, layers=1, width=32, heads=2, kv_heads=2, hidden=64)
+    )
     with pytest.raises(UserError, match=r"of a decoder a target_length below train\.length"):
         HeldOutPairs.of(prepared, replace(decoder, objective=SeqToSeq()), 5)

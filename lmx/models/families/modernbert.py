@@ -182,9 +182,10 @@ class ModernBert(ModelConfig):
         return Transform("gelu", self.norm(), bias=self.head_bias)
 
     def task_heads(self) -> tuple[TaskHead, ...]:
-        """Classes, spans, or the mean over the tokens as an embedding."""
+        """Next sentence (of lmx alone), classes, spans, or the mean over the tokens as an embedding."""
         first: dict[str, Any] = {"transform": self.transform(), "dropout": self.dropout}
         heads: dict[Task, TaskHead] = {
+            "pretraining": SequenceHead("nsp", 2, Transform("tanh")),
             "sequence_classification": SequenceHead("classes", self.classes, **first, pool=POOLS[self.pooling]),
             "token_classification": TokenHead("classes", self.classes, **first),
             "question_answering": TokenHead("span", 2, **first),
