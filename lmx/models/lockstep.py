@@ -28,10 +28,13 @@ from lmx.models.pipeline import (
     chunked,
     cut,
     everywhere,
+    laid,
     pick,
     place,
     region,
+    rows_apart,
     shift,
+    summable,
     told_by,
     unchunked,
 )
@@ -78,7 +81,7 @@ def lockstep_loss(
     outside = {k: v for k, v in params.items() if k not in ("stack", "encoder")}
     step = Step(work, name, lambda weights, x, micro: score(weights, normed(spec, weights, spec.width, x), micro))
     weights = Weights(chunked(plan, params["stack"][name]), dict(context.shared), outside)
-    sums = _differentiable(step)(weights, cut(plan, Rows.of(x, context, batch)), context.key)
+    sums = _differentiable(step)(weights, laid(cut(plan, Rows.of(x, context, batch))), context.key)
     return with_told(sums, {"stack": told} if told else {})
 
 
@@ -139,10 +142,12 @@ def _run(step: Step, weights: Weights, rows: Rows, key: jax.Array | None) -> Any
     alike = (weights.shared, weights.outside, key)
     memory = None if rows.memory is None else rows.memory.hidden
     told = told_by(step.work, weights.layers, (weights.shared, key), rows)
-    gradients = (by_stage(weights.layers), everywhere(alike[:2]), place(rows.x), place(memory))
+    work = replace(step.work, rows=rows_apart(step.work, told, weights, key))
+    gradients = (by_stage(weights.layers), everywhere(alike[:2]), place(work, rows.x), place(work, memory))
     run = region(
-        functools.partial(_ticks, step, told),
-        (by_stage(weights.layers), everywhere(alike), place(rows)),
+        work,
+        functools.partial(_ticks, replace(step, work=work), told),
+        (by_stage(weights.layers), everywhere(alike), place(work, rows)),
         (PartitionSpec(), by_stage(told), gradients),
     )
     sums, told, (layers, (shared, outside), d_x, d_memory) = run(weights.layers, alike, rows)
@@ -199,7 +204,7 @@ def _ticks(step: Step, told: Params, layers: Params, alike: Any, rows: Rows) -> 
     saved = jnp.broadcast_to(x[:1], (depth, *x.shape[1:]))
     up = (jnp.zeros_like(x[0]), jnp.float32(0))
     *_, (sums, each) = jax.lax.scan(tick, (x[0], up, saved, start), jnp.arange(plan.ticks))[0]
-    return _gathered(sums, each, (own, shared, outside))
+    return _gathered(step.work, sums, each, (own, shared, outside))
 
 
 def _start(step: Step, told: Params, own: Params, shared: Params, outside: Params, rows: Rows) -> Any:
@@ -219,10 +224,10 @@ def _added(total: Any, new: Any, of_micro: Any, micro: Any) -> Any:
     return sums, jax.tree.map(lambda s, a: s.at[micro].add(a), each, of_micro)
 
 
-def _gathered(sums: Any, each: Any, like: Any) -> Any:
-    """The sums over all stages and shards of a length, in the layout and dtypes that the region gives back."""
-    sums, told, own, shared, outside = across(sums)
-    wide = jax.tree.map(lambda a: a.astype(jnp.float32), each)  # see region()
+def _gathered(work: Work, sums: Any, each: Any, like: Any) -> Any:
+    """The sums over all stages and shards of a microbatch, in the layout and dtypes that the region gives back."""
+    sums, told, own, shared, outside = across(work, sums)
+    wide = jax.tree.map(summable, each)
     sums, shared, outside, wide = jax.lax.psum((sums, shared, outside, wide), "stage")
     each = jax.tree.map(lambda a, like: a.astype(like.dtype), wide, each)
     own, shared, outside = jax.tree.map(lambda d, a: d.astype(a.dtype), (own, shared, outside), like)

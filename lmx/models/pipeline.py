@@ -7,8 +7,8 @@ their rows (``stage`` is the last axis of the rule ``act_batch``). Two ways lead
   which every stage works on one microbatch and hands it on; its transposition is the backward pass.
 - in :mod:`lmx.models.lockstep`, ``1f1b`` (Narayanan et al. 2019), which needs the loss inside.
 
-All of it is one region that is manual over ``stage``, and over the axes of a split length, because a kernel's own
-region nested in this one would gather what is stacked.
+All of it is one region that is manual over ``stage``, over the axes of a split length, because a kernel's own region
+nested in this one would gather what is stacked, and where it can be over axes of the batch: see :func:`rows_apart`.
 """
 
 import functools
@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lmx.errors import UserError
 from lmx.models.block import RESIDUAL
@@ -76,6 +76,13 @@ class Work:
     segment: Segment
     remat: Remat
     first_layer: int
+    rows: tuple[str, ...] = ()
+    """The mesh axes of the batch along which it is manual."""
+
+    @property
+    def along(self) -> tuple[str, ...]:
+        """The mesh axes that cut what a stage sees of a microbatch."""
+        return (*split_axes("act_length"), *self.rows)
 
     @property
     def part(self) -> Segment:
@@ -132,6 +139,18 @@ def cut(plan: Plan, tree: Any) -> Any:
     return jax.tree.map(lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), tree)
 
 
+def laid(tree: Any) -> Any:
+    """What is cut, each device with its own rows of every microbatch: XLA might gather them all."""
+    sharding = cast(Sharding, current())
+    rows = sharding.rules.spec(("act_batch",), {"stage"})[0]
+
+    def one(a: jax.Array) -> jax.Array:
+        parts = PartitionSpec(None, rows, *[PartitionSpec.UNCONSTRAINED] * (a.ndim - 2))
+        return jax.lax.with_sharding_constraint(a, NamedSharding(sharding.mesh, parts))
+
+    return jax.tree.map(one, tree)
+
+
 def uncut(tree: Any) -> Any:
     """The inverse of :func:`cut`."""
     return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), tree)
@@ -142,10 +161,27 @@ def pick(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), tree)
 
 
-def place(tree: Any) -> Any:
-    """How microbatches enter a region: the same on every stage, lengths split."""
-    axes = split_axes("act_length") or None
-    return jax.tree.map(lambda a: PartitionSpec(None, None, axes) if a.ndim > 2 else PartitionSpec(), tree)
+def rows_apart(work: Work, told: Params, params: Any, key: jax.Array | None) -> tuple[str, ...]:
+    """The mesh axes of the batch along which a pipeline's region can be manual.
+
+    Then the gradients of its parameters are summed over them once, where XLA would do so in every tick. That takes
+    axes that cut no parameter, and layers for which the other rows of a microbatch do not matter: that tell no
+    statistics of them, and draw nothing at random, which is drawn for a whole microbatch at once.
+    """
+    sharding = cast(Sharding, current())
+    parts = [p for block in work.segment.pattern for s in block.sublayers for p in s.parts.values()]
+    rates = [getattr(p, name, 0) for p in parts for name in ("dropout", "attention_dropout")]
+    depths = [block.depth for block in work.segment.pattern]
+    keys = [a for a in jax.tree.leaves(params) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key)]  # an adapter's
+    if jax.tree.leaves(told) or (key is not None and (any(rates) or any(depths) or keys)):
+        return ()
+    return tuple(a for a in sharding.axes("act_batch") if a != "stage" and a not in sharding.rules.parameter_axes)
+
+
+def place(work: Work, tree: Any) -> Any:
+    """How microbatches enter a region: the same on every stage, split where it is manual over lengths and rows."""
+    parts = (None, work.rows or None, split_axes("act_length") or None)
+    return jax.tree.map(lambda a: PartitionSpec(*parts[: a.ndim]), tree)
 
 
 def by_stage(tree: Any) -> Any:
@@ -158,18 +194,23 @@ def everywhere(tree: Any) -> Any:
     return jax.tree.map(lambda a: PartitionSpec(), tree)
 
 
-def region(body: Any, in_specs: Any, out_specs: Any) -> Any:
-    """``body`` in a region that is manual over the stages, and over the axes of a split length.
+def summable(a: jax.Array) -> jax.Array:
+    """The same, to be summed over a manual axis: as float32 on CPU, where XLA's compiler aborts on bfloat16."""
+    on_cpu = cast(Sharding, current()).mesh.devices.flat[0].platform == "cpu"
+    return a.astype(jnp.float32) if on_cpu and jnp.issubdtype(a.dtype, jnp.floating) else a
 
-    What is the same along one of them comes in as float32, whatever its dtype inside: its gradient is a sum over that
-    axis, and XLA:CPU's compiler aborts on such sums in bfloat16.
+
+def region(work: Work, body: Any, in_specs: Any, out_specs: Any) -> Any:
+    """``body`` in a region that is manual over the stages, and what cuts a microbatch there.
+
+    The gradient of what is the same along one of those axes is a sum over it: see :func:`summable`.
     """
-    axes = {"stage", *split_axes("act_length")}
+    axes = {"stage", *work.along}
     mesh = cast(Sharding, current()).mesh
 
     def wide(a: jax.Array, spec: PartitionSpec) -> jax.Array:
         named = {n for part in spec for n in (part if isinstance(part, tuple) else (part,))}
-        return a if named >= axes or not jnp.issubdtype(a.dtype, jnp.floating) else a.astype(jnp.float32)
+        return a if named >= axes else summable(a)
 
     def run(*args: Any) -> Any:
         def narrow(*given: Any) -> Any:
@@ -184,16 +225,15 @@ def region(body: Any, in_specs: Any, out_specs: Any) -> Any:
     return run
 
 
-def real(segments: jax.Array) -> jax.Array:
+def real(work: Work, segments: jax.Array) -> jax.Array:
     """Float32 [microbatches]: each one's share of the tokens that are not padding, of those that are here."""
     counts = (segments > 0).sum(tuple(range(1, segments.ndim)), dtype=jnp.float32)
-    return counts / jnp.maximum(across(counts.sum()), 1)
+    return counts / jnp.maximum(across(work, counts.sum()), 1)
 
 
-def across(tree: Any) -> Any:
-    """Sums over the shards of a split length."""
-    axes = split_axes("act_length")
-    return jax.tree.map(lambda a: jax.lax.psum(a, axes), tree) if axes else tree
+def across(work: Work, tree: Any) -> Any:
+    """Sums over the shards of a microbatch."""
+    return jax.tree.map(lambda a: jax.lax.psum(a, work.along), tree) if work.along else tree
 
 
 def shift(tree: Any, plan: Plan, by: int) -> Any:
@@ -211,21 +251,24 @@ def _pipelined(
     """
     work = Work(plan, segment, remat, first_layer)
     work.check(context)
-    parts, rows = chunked(plan, params), cut(plan, Rows.of(x, context))
+    parts, rows = chunked(plan, params), laid(cut(plan, Rows.of(x, context)))
     alike = (dict(context.shared), context.key)
     told = told_by(work, parts, alike, rows)
+    work = replace(work, rows=rows_apart(work, told, (parts, alike[0]), context.key))
     run = region(
+        work,
         functools.partial(_ticks, work, told),
-        (by_stage(parts), everywhere(alike), place(rows)),
-        (_scattered(plan), by_stage(told)),
+        (by_stage(parts), everywhere(alike), place(work, rows)),
+        (_scattered(work), by_stage(told)),
     )
     hidden, told = run(parts, alike, rows)
     return constrain(uncut(hidden.astype(x.dtype)), RESIDUAL), unchunked(told)
 
 
-def _scattered(plan: Plan) -> PartitionSpec:
+def _scattered(work: Work) -> PartitionSpec:
     """How results leave the region: each stage with its part of the microbatches, if it divides them."""
-    return PartitionSpec(None if plan.microbatches % plan.stages else "stage", None, split_axes("act_length") or None)
+    stage = None if work.plan.microbatches % work.plan.stages else "stage"
+    return PartitionSpec(stage, work.rows or None, split_axes("act_length") or None)
 
 
 def told_by(work: Work, parts: Params, alike: Any, rows: Rows) -> Params:
@@ -246,7 +289,7 @@ def _ticks(work: Work, told: Params, parts: Params, alike: Any, rows: Rows) -> t
     around again with the next chunk; in the end it holds the results.
     """
     plan, (shared, key) = work.plan, alike
-    stage, share = jax.lax.axis_index("stage"), real(rows.segments)
+    stage, share = jax.lax.axis_index("stage"), real(work, rows.segments)
     own, count = jax.tree.map(lambda a: a[0], parts), plan.microbatches
 
     def tick(carry: Any, now: jax.Array) -> Any:
@@ -266,9 +309,9 @@ def _ticks(work: Work, told: Params, parts: Params, alike: Any, rows: Rows) -> t
     zeros = jax.tree.map(lambda s: jnp.zeros((plan.chunks, *s.shape), s.dtype), told)
     queue = constrain(rows.x, (None, *RESIDUAL))
     (queue, _, sums), _ = jax.lax.scan(tick, (queue, queue[0], zeros), jnp.arange(plan.ticks))
-    results = jnp.where(stage == 0, queue, 0).astype(jnp.float32)
-    if _scattered(plan)[0]:
+    results = summable(jnp.where(stage == 0, queue, 0))
+    if _scattered(work)[0]:
         results = jax.lax.psum_scatter(results, "stage", scatter_dimension=0, tiled=True)
     else:
         results = jax.lax.psum(results, "stage")
-    return results, jax.tree.map(lambda s: s[None], across(sums))
+    return results, jax.tree.map(lambda s: s[None], across(work, sums))

@@ -13,7 +13,8 @@ bytes of parameters and A bytes of a device's hidden states, all in the dtype of
 - expert: in each layer k rows a token go to their experts and back, forward and backward: ``4 k A (n - 1) / n``
   (Lepikhin et al. 2020, GShard, 3.2).
 - stage: each tick hands on a microbatch's hidden states, forward and backward (Narayanan et al. 2021, 3.1). Stages
-  share the rows outside of the pipeline: what enters is gathered, what leaves scattered, and backward, in float32.
+  share the rows outside of the pipeline: what enters is gathered, what leaves scattered, and backward (on CPU in
+  float32).
 
 Axes that cut tokens and not a parameter share the all-reduce of its gradient. Left out is what is small (scalars,
 positions, loads), and what is computed again to save memory: hold it against ``train.remat none``.
@@ -174,4 +175,6 @@ class _Step:
         if plan is not None:
             hidden = self.tokens(without="stage") * self.spec.width
             yield Term(("stage",), 2 * plan.ticks * hidden * self.itemsize / plan.microbatches, "microbatches")
-            yield self.term({"stage"}, 4, hidden * ITEMSIZE["float32"], "rows of the pipeline")
+            on_cpu = self.sharding.mesh.devices.flat[0].platform == "cpu"
+            summed = ITEMSIZE["float32"] if on_cpu else self.itemsize
+            yield self.term({"stage"}, 4, hidden * summed, "rows of the pipeline")

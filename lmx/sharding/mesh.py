@@ -1,11 +1,12 @@
 """The device mesh: one function, named axes, and clear words when the axes do not divide the devices."""
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import jax
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh
 
 from lmx.errors import UserError
@@ -92,9 +93,13 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
     names, shape = tuple(sizes), tuple(sizes.values())
     kinds = (AxisType.Auto,) * len(names)
     found = len({getattr(device, "slice_index", 0) for device in devices})
-    if found == 1:  # parts of one slice, or virtual devices, can stand for slices
-        return jax.make_mesh(shape, names, axis_types=kinds, devices=devices)
-    if sizes["slice"] != found:
-        raise UserError(f"mesh.slice is {sizes['slice']}, but the devices are in {found} slices; set it to {found}")
-    across = (found, *[1] * (len(shape) - 1))
-    return Mesh(create_hybrid_device_mesh((1, *shape[1:]), across, devices), names, axis_types=kinds)
+    # An axis of 8 may lie along two of the machine's 4 x 4 x 4 in part.
+    place = functools.partial(create_device_mesh, allow_split_physical_axes=True)
+    if found > 1:
+        if sizes["slice"] != found:
+            raise UserError(f"mesh.slice is {sizes['slice']}, but the devices are in {found} slices; set it to {found}")
+        across = (found, *[1] * (len(shape) - 1))
+        shape = (1, *shape[1:])
+        place = functools.partial(create_hybrid_device_mesh, dcn_mesh_shape=across, allow_split_physical_axes=True)
+    # Parts of one slice, or virtual devices, can stand for slices.
+    return Mesh(place(shape, devices=devices), names, axis_types=kinds)

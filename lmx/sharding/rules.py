@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
 
 import jax
@@ -100,6 +100,12 @@ class Rules:
     def spec(self, axes: LogicalAxes, without: Collection[str] = ()) -> PartitionSpec:
         """The partition of an array with these logical axes; the mesh axes of ``without`` have no part in it."""
         return PartitionSpec(*(self._mesh_axes(name, without) for name in axes))
+
+    @property
+    def parameter_axes(self) -> frozenset[str]:
+        """The mesh axes that cut parameters."""
+        names = [f.name for f in fields(self) if not f.name.startswith("act_") and f.name != "sequence_attention"]
+        return frozenset(axis for name in names for axis in getattr(self, name))
 
     def _mesh_axes(self, name: str | None, without: Collection[str]) -> tuple[str, ...] | str | None:
         if name is None:

@@ -24,6 +24,7 @@ MESHES = {
     "tensor": (LLAMA, MeshConfig(data=1, tensor=4)),
     "sequence": (LLAMA, MeshConfig(data=1, sequence=4)),
     "expert": (MIXTRAL, MeshConfig(data=1, expert=4)),
+    "stage": (LLAMA, MeshConfig(data=2, stage=2)),
 }
 
 
@@ -39,7 +40,7 @@ def ratios(kind: str) -> dict[str, float]:
     sharding = sharding_on(base, jax.devices()[:4])
     step = compile_step(base, sharding)
     assert step.devices == 4
-    assert step.mesh[kind] == 4
+    assert step.mesh[kind] == (2 if kind == "stage" else 4)
     assert step.state_bytes > 0 < step.working_bytes
     rows = compared(bytes_by_axes(step.collectives), expected(base, sharding))
     most = max(row.measured for row in rows)
@@ -61,6 +62,14 @@ def test_a_step_sends_what_the_formula_says(kind: str) -> None:
     found = ratios(kind)
     assert set(found) == {kind}
     assert found[kind] == pytest.approx(MORE.get(kind, 1), abs=0.05)
+
+
+def test_a_pipeline_sums_gradients_over_the_batch_once_and_gathers_its_own_rows_only() -> None:
+    found = ratios("stage")
+    assert set(found) == {"data", "stage", "data+stage"}
+    assert found["data"] == pytest.approx(1, abs=0.05)
+    assert found["data+stage"] == pytest.approx(1, abs=0.05)
+    assert 1 <= found["stage"] < 1.3  # the norms' and scalars' sums are not little here
 
 
 def test_formulas_by_hand() -> None:

@@ -1,3 +1,7 @@
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
 import jax
 import pytest
 from jax.sharding import AxisType
@@ -61,3 +65,34 @@ def test_a_mesh_that_does_not_fit_says_why(config, sentence):
     with pytest.raises(UserError) as error:
         config.sizes(8)
     assert str(error.value) == sentence
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A TPU chip that is not there."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int = 0
+    process_index: int = 0
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v4"
+
+
+def chips(slices: int) -> list[Any]:
+    places = itertools.product(range(slices), range(4), range(4), range(4))
+    return [Chip(i, (x, y, z), s) for i, (s, z, y, x) in enumerate(places)]
+
+
+def test_axes_may_split_those_of_the_machine() -> None:
+    mesh = build_mesh(MeshConfig(data=8, tensor=8), chips(1))
+    assert mesh.shape["data"] == mesh.shape["tensor"] == 8
+    assert len({chip.id for chip in mesh.devices.flat}) == 64
+
+
+def test_slices_are_the_outermost_axis() -> None:
+    mesh = build_mesh(MeshConfig(slice=2, data=8, tensor=8), chips(2))
+    assert [{chip.slice_index for chip in part.flat} for part in mesh.devices] == [{0}, {1}]
+    with pytest.raises(UserError, match="the devices are in 2 slices; set it to 2"):
+        build_mesh(MeshConfig(slice=1, data=16, tensor=8), chips(2))
