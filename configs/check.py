@@ -7,7 +7,6 @@ a gradient, which Adam would blow up to a whole step. What to expect: the same n
 on 50: a capacity does not go with stages where the sequence is split, which dropless does).
 """
 
-from dataclasses import replace
 from typing import Any
 
 from lmx.experiment import Experiment, TrainConfig
@@ -15,7 +14,7 @@ from lmx.models.families.bert import Bert
 from lmx.models.families.llama import Llama
 from lmx.models.families.mixtral import Mixtral
 from lmx.models.families.t5 import T5
-from lmx.nn.dispatch import Capacity, Dropless
+from lmx.nn.dispatch import Capacity, Dispatch, Dropless
 from lmx.objectives.denoising import SpanCorruption
 from lmx.objectives.masked_lm import MaskedLm
 from lmx.optim.optimizer import AdamW
@@ -51,11 +50,14 @@ def encoder_decoder() -> Experiment:
 
 def mixture() -> Experiment:
     """Mixtral with a capacity, so that choices are dropped, and both of the routers' losses; steps accumulate."""
-    model = Mixtral(**SIZES, layers=8, kv_heads=8, head_dim=4, dispatch=Capacity(1.25), balance_loss=0.02, z_loss=1e-3)
-    return _tiny(model, accumulate=2)
+    return _mixture(Capacity(1.25))
 
 
 def dropless() -> Experiment:
     """The same without a capacity: every token reaches its experts, on meshes with stages and a split sequence too."""
-    base = mixture()
-    return replace(base, model=replace(base.model, dispatch=Dropless()))
+    return _mixture(Dropless())
+
+
+def _mixture(dispatch: Dispatch) -> Experiment:
+    model = Mixtral(**SIZES, layers=8, kv_heads=8, head_dim=4, dispatch=dispatch, balance_loss=0.02, z_loss=1e-3)
+    return _tiny(model, accumulate=2)
