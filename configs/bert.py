@@ -43,7 +43,7 @@ def modern() -> Experiment:
     return replace(
         base,
         model=ModernBert(
-            vocab=4096, context=128, layers=4, width=256, heads=4, hidden=640, window=64, every=2, task="pretraining"
+            vocab=4096, context=128, layers=4, width=256, heads=4, hidden=640, every=1, task="pretraining"
         ),
         data=DataConfig(tokenizer=TrainedBpe(vocab_size=4096)),
         optimizer=Muon(weight_decay=0.01),

@@ -15,6 +15,7 @@ from lmx.data.config import AlignedFiles, AlignedPages, DataConfig, Docstrings, 
 from lmx.experiment import EvalConfig, Experiment, TrainConfig
 from lmx.models.families.transformer import PRESETS, Transformer
 from lmx.objectives.seq_to_seq import SeqToSeq
+from lmx.optim.catalogue import Muon
 from lmx.optim.optimizer import AdamW
 from lmx.optim.schedule import Schedule
 
@@ -59,12 +60,13 @@ def help_pages() -> Experiment:
     )
     return replace(
         base,
-        model=replace(base.model, context=128, vocab=6144),
+        model=Transformer(vocab=6144, context=128, layers=3, width=256, heads=4, head_dim=64, hidden=1024),
         data=DataConfig(sources=(pages,), tokenizer=TrainedBpe(vocab_size=6144), held_out=0.03),
         objective=SeqToSeq(target_length=128, label_smoothing=0.1),
-        schedule=Schedule(peak=1.5e-3, warmup=300, final=0.05),
-        train=replace(base.train, steps=2400, batch=16, length=128),
-        eval=EvalConfig(every=600, rows=64, written=200),
+        optimizer=Muon(),
+        schedule=Schedule(peak=2e-3, warmup=100, final=0.05),
+        train=replace(base.train, steps=1100, batch=16, length=128),
+        eval=EvalConfig(every=275, rows=64, written=200),
     )
 
 
