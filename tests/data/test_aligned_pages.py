@@ -59,3 +59,12 @@ def test_a_missing_directory_is_one_sentence(source: AlignedPages, tmp_path: Pat
         prepare(DataConfig(sources=(missing,)), progress=False)
     with pytest.raises(UserError, match=r"no \.html file of the same name"):
         prepare(DataConfig(sources=(replace(source, directory=str(tmp_path / "de" / "guide")),)), progress=False)
+
+
+def test_nothing_is_left_behind_where_temporary_files_go(
+    source: AlignedPages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    prepare(DataConfig(sources=(source,), tokenizer=TrainedBpe(300), cache_dir=str(tmp_path / "c")), progress=False)
+    assert not list((tmp_path / "temporary").iterdir())

@@ -77,6 +77,13 @@ def _write_records(part: WritePart, file: Path) -> dict[str, int]:
     return counts
 
 
+class _OwnInfo(tfds.core.DatasetInfo):
+    """Of a dataset that is only here."""
+
+    def initialize_from_bucket(self) -> None:
+        """Nothing: TFDS would look for it in its bucket, and leave a temporary directory."""
+
+
 class DocumentsBuilder(dataset_builder.FileReaderBuilder):
     """Documents of one source as a TFDS dataset with the single split ``train``, in the order of the source.
 
@@ -109,7 +116,7 @@ class DocumentsBuilder(dataset_builder.FileReaderBuilder):
         return tfds.features.FeaturesDict({name: tfds.features.Text() for name in cls.FEATURES})
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(builder=self, features=self.features(), description=str(type(self).__doc__))
+        return _OwnInfo(builder=self, features=self.features(), description=str(type(self).__doc__))
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         spans = self.spans(self._source)
