@@ -81,8 +81,9 @@ def _accumulated(grad: Any, params: Params, batch: Batch, key: jax.Array | None,
 def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """One optimizer step, skipped (and counted) where the gradient is not finite.
 
-    Metrics, float32 scalars: loss (what is minimised), nll (nats a target), accuracy, grad_norm (before clipping),
-    learning_rate, targets, skipped, skipped_in_a_row; of a mixture of experts also router_loss and dropped.
+    Metrics, float32 scalars: loss (what is minimised), nll (nats a target), grad_norm (before clipping), learning_rate,
+    targets, skipped, skipped_in_a_row; accuracy, unless numbers are learned; of a mixture of experts also router_loss
+    and dropped.
     """
     key = step_key(experiment, state)
     return advance(experiment, state, batch, *gradients(experiment, state.params, batch, key, state.frozen))
@@ -113,14 +114,14 @@ def advance(
     metrics = {
         "loss": sums.total / weight,
         "nll": sums.nll / weight,
-        "accuracy": sums.correct / weight,
         "grad_norm": norm,
         "learning_rate": rate,
         "targets": sums.weight,
         "skipped": state.skipped,
         "skipped_in_a_row": state.skipped_in_a_row,
     }
-    return state, metrics | _told(aux)
+    chosen = {} if experiment.objective.targets == "numbers" else {"accuracy": sums.correct / weight}
+    return state, metrics | chosen | _told(aux)
 
 
 def _told(aux: Params) -> Metrics:

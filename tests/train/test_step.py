@@ -9,10 +9,14 @@ import pytest
 
 from lmx.errors import UserError
 from lmx.experiment import Experiment, TrainConfig
+from lmx.models.families.bert import Bert
 from lmx.models.families.gpt2 import Gpt2
 from lmx.models.families.llama import Llama
 from lmx.nn.position import Rope
+from lmx.objectives.classification import Classification, Regression
+from lmx.objectives.labelled import Labelled
 from lmx.objectives.next_token import NextToken
+from lmx.objectives.random_rows import full_rows
 from lmx.optim.optimizer import AdamW
 from lmx.optim.schedule import Schedule
 from lmx.sharding.mesh import MeshConfig, build_mesh
@@ -224,3 +228,13 @@ def test_training_lowers_the_loss():
         losses.append(float(metrics["nll"]))
     assert losses[0] == pytest.approx(np.log(203), rel=0.02)
     assert losses[-1] < losses[0] - 2
+
+
+@pytest.mark.parametrize(("objective", "expected"), [(Regression(), False), (Classification(), True)])
+def test_numbers_have_no_accuracy(objective: Labelled, expected: bool) -> None:
+    model = Bert(vocab=128, context=16, layers=1, width=16, heads=2, hidden=16, task="sequence_classification")
+    base = Experiment(model=model, objective=objective, train=TrainConfig(batch=8, length=16, remat="none"))
+    rows = full_rows(objective, model.spec(), 8, 16)
+    step = functools.partial(train_step, base)
+    state = jax.eval_shape(functools.partial(init_state, base), jax.random.key(0))
+    assert ("accuracy" in jax.eval_shape(step, state, rows)[1]) == expected
