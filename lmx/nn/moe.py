@@ -16,6 +16,7 @@ from lmx.nn.mlp import Mlp, MlpModule
 from lmx.nn.module import Params, Part, dropout
 from lmx.nn.router import Router, RouterModule, Routing, SoftmaxRouter
 from lmx.nn.sublayer import Sublayer
+from lmx.sharding.rules import total
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,21 @@ class MoeModule(nnx.Module):
 
 
 def _told(spec: Moe, routing: Routing, choices: jax.Array, real: jax.Array, dropped: jax.Array) -> dict[str, jax.Array]:
-    count = jnp.maximum(real.sum(dtype=jnp.float32), 1)
+    count = _count(real)
     # Not bincount, for which the compiler would gather the choices of all devices.
     chosen = (choices[..., None] == jnp.arange(spec.experts)).sum((0, 1, 2), dtype=jnp.float32)
-    load = chosen / (count * spec.router.k)
+    load = total(chosen, "act_length") / (count * spec.router.k)
     loss = jnp.float32(0)
     if spec.balance_loss:
         loss += spec.balance_loss * balance_loss(routing, load, real)
     if spec.z_loss:
         loss += spec.z_loss * z_loss(routing, real)
-    return {"loss": loss, "load": load, "dropped": dropped / (count * spec.router.k)}
+    return {"loss": loss, "load": load, "dropped": total(dropped, "act_length") / (count * spec.router.k)}
+
+
+def _count(real: jax.Array) -> jax.Array:
+    """The tokens that are not padding, those of the other parts of a split length too; at least 1."""
+    return jnp.maximum(total(real.sum(dtype=jnp.float32), "act_length"), 1)
 
 
 def balance_loss(routing: Routing, load: jax.Array, real: jax.Array) -> jax.Array:
@@ -110,11 +116,12 @@ def balance_loss(routing: Routing, load: jax.Array, real: jax.Array) -> jax.Arra
       load: float32 [experts], each expert's share of the choices; it carries no gradient.
       real: bool [batch, length], False for padding.
     """
-    mean = jnp.where(real[..., None], routing.probabilities, 0).sum((0, 1)) / jnp.maximum(real.sum(), 1)
+    probabilities = jnp.where(real[..., None], routing.probabilities, 0).sum((0, 1))
+    mean = total(probabilities, "act_length") / _count(real)
     return routing.experts.shape[-1] * load.size * (load * mean).sum()
 
 
 def z_loss(routing: Routing, real: jax.Array) -> jax.Array:
     """The mean of ``logsumexp(logits)^2`` over the tokens that are not padding (Zoph et al. 2022, eq. 5)."""
     squares = jnp.square(jax.nn.logsumexp(routing.logits, axis=-1))
-    return jnp.where(real, squares, 0).sum() / jnp.maximum(real.sum(), 1)
+    return total(jnp.where(real, squares, 0).sum(), "act_length") / _count(real)

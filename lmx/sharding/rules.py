@@ -291,6 +291,12 @@ def split_axes(name: str) -> tuple[str, ...]:
     return () if sharding is None else sharding.axes(name)
 
 
+def total(x: jax.Array, name: str) -> jax.Array:
+    """The sum over the parts of a logical axis in a region that is manual over it; elsewhere ``x``, which is of all."""
+    axes = tuple(axis for axis in split_axes(name) if axis in manual_axes())
+    return jax.lax.psum(x, axes) if axes else x
+
+
 def ways(name: str) -> int:
     """How many pieces the current rules cut a logical axis into, of what is seen here (manual axes do not count); 1
     outside ``use_sharding``."""

@@ -15,6 +15,7 @@ MESHES = {
     "encoder": ("data=2,stage=2,sequence=2", "data=2,fsdp=2,tensor=2"),
     "encoder_decoder": ("expert=2,sequence=2,tensor=2",),
     "mixture": ("data=2,fsdp=2,expert=2", "data=2,stage=2,expert=2"),
+    "dropless": ("stage=2,expert=2,sequence=2",),
 }
 
 
