@@ -37,13 +37,16 @@ def bert() -> Experiment:
 
 
 def modern() -> Experiment:
-    """The same two questions to ModernBERT's architecture with Muon, which learn far more in the same few minutes: 4M
-    parameters."""
+    """The same two questions to ModernBERT's architecture with Muon, which learn far more in the same few minutes.
+
+    4M parameters. After 800 of its 1600 steps it says 33% of the masked tokens of held-out modules; what the BERT above
+    says after 600 is 10%. Next sentences it cannot tell by then (53%).
+    """
     base = bert()
     return replace(
         base,
         model=ModernBert(
-            vocab=4096, context=128, layers=4, width=256, heads=4, hidden=640, every=1, task="pretraining"
+            vocab=4096, context=128, layers=4, width=256, heads=4, hidden=640, window=64, every=2, task="pretraining"
         ),
         data=DataConfig(tokenizer=TrainedBpe(vocab_size=4096)),
         optimizer=Muon(weight_decay=0.01),

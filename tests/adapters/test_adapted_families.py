@@ -15,7 +15,7 @@ from lmx.optim.names import pick, put
     ("family", "adapter"),
     [
         ("mixtral", Dora(rank=2, base="nf4")),
-        ("deepseek_v3", Lora(rank=2)),
+        pytest.param("deepseek_v3", Lora(rank=2), marks=pytest.mark.slow),
         pytest.param("gpt_oss", Lora(rank=2, base="int8"), marks=pytest.mark.slow),
         pytest.param("palm", Dora(rank=2), marks=pytest.mark.slow),
     ],

@@ -112,7 +112,7 @@ def test_llama_by_the_other_kinds(kind: str) -> None:
 @pytest.mark.parametrize(
     ("model", "kind"),
     [
-        (GEMMA, "ring"),
+        pytest.param(GEMMA, "ring", marks=pytest.mark.slow),
         (LATENT, "all_gather"),
         pytest.param(GPT_OSS, "ring", marks=pytest.mark.slow),
         pytest.param(GPT2, "all_to_all", marks=pytest.mark.slow),

@@ -33,7 +33,11 @@ MIXTRAL = Mixtral(**SIZES, kv_heads=2, head_dim=8, experts=4, balance_loss=0.02,
 GEMMA = Gemma2(**SIZES, kv_heads=2, head_dim=8, window=5)
 
 
-@pytest.mark.parametrize("model", [DEEPSEEK, MIXTRAL, replace(MIXTRAL, dispatch=Capacity(1.0)), GEMMA], ids=repr)
+@pytest.mark.parametrize(
+    "model",
+    [DEEPSEEK, pytest.param(MIXTRAL, marks=pytest.mark.slow), replace(MIXTRAL, dispatch=Capacity(1.0)), GEMMA],
+    ids=repr,
+)
 def test_eight_devices_equal_one(model):
     experiment = replace(BASE, model=model)
     (one, first), (many, metrics) = run(experiment), run(experiment, sizes=(2, 2, 2))
