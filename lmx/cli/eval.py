@@ -96,11 +96,6 @@ def _evaluate(options: Eval, place: "Placement", argv: Sequence[str]) -> None:
         tell(options, model, {"held-out pairs": written(model, data, options.written)}, argv)
         return
     result = evaluate(model, data, length=options.length, batch=options.batch, rows=options.rows)
-    people = (
-        f"{options.model} after step {model.step}, {result.targets:,} tokens, {result.bytes:,} bytes of text:\n"
-        f"loss {result.loss:.4f} nats a token, perplexity {result.perplexity:.2f}, "
-        f"{result.bits_per_byte:.4f} bits per byte, {result.accuracy:.1%} of tokens predicted"
-        if result.bits_per_byte is not None
-        else f"{options.model} after step {model.step}, {result.targets:,} targets: {in_words(asdict(result))}"
-    )
+    size = f", {result.bytes:,} bytes of text" if result.bytes else ""
+    people = f"{options.model} after step {model.step}, {result.targets:,} targets{size}:\n{in_words(asdict(result))}"
     print_result({"model": options.model, "step": model.step, **asdict(result)}, people, options.json)

@@ -69,14 +69,11 @@ def describe(summary: dict[str, Any], run_dir: Path) -> str:
     from lmx.experiment import RunDir
     from lmx.report.goodput import read_goodput
 
-    lines = [f"{summary['steps']} steps, held-out loss {summary['eval_loss']:.4f}"]
-    if "eval_bits_per_byte" in summary:
-        lines.append(f"bits per byte on held-out text: model {summary['eval_bits_per_byte']:.4f}")
-    else:
-        lines = [f"{summary['steps']} steps, held-out {in_words(summary, 'eval_')}"]
+    lines = [f"{summary['steps']} steps, held-out {in_words(summary, 'eval_')}"]
     if "xz_bits_per_byte" in summary:
-        lines[-1] += (
-            f", xz -9 {summary['xz_bits_per_byte']:.4f}, xz -9 after the training text "
+        lines.append(
+            f"bits per byte on held-out text: model {summary['eval_bits_per_byte']:.4f}, xz -9 "
+            f"{summary['xz_bits_per_byte']:.4f}, xz -9 after the training text "
             f"{summary['xz_head_start_bits_per_byte']:.4f}"
         )
     if goodput := read_goodput(run_dir):

@@ -139,10 +139,11 @@ def in_words(score: Mapping[str, Any], prefix: str = "") -> str:
         told.append(f"BLEU {score[prefix + 'bleu']:.2f} (copying the source: {score[prefix + 'copy_bleu']:.2f})")
     if found["bits_per_byte"] is not None:
         told += [f"perplexity {found['perplexity']:.2f}", f"{found['bits_per_byte']:.4f} bits per byte"]
-        return ", ".join(told)
     if found["accuracy"] is not None:
         baseline = score[prefix + "baseline_accuracy"]
         told.append(f"accuracy {found['accuracy']:.1%} (the commonest alone: {baseline:.1%})")
+    if (pairs := score.get(prefix + "pair_accuracy")) is not None:
+        told.append(f"pairs {pairs:.1%}")
     return ", ".join(told + ([f"F1 {found['f1']:.4f}"] if found["f1"] is not None else []))
 
 
