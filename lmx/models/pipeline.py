@@ -196,7 +196,7 @@ def everywhere(tree: Any) -> Any:
 
 def summable(a: jax.Array) -> jax.Array:
     """The same, to be summed over a manual axis: as float32 on CPU, where XLA's compiler aborts on bfloat16."""
-    on_cpu = cast(Sharding, current()).mesh.devices.flat[0].platform == "cpu"
+    on_cpu = cast(Sharding, current()).on_cpu
     return a.astype(jnp.float32) if on_cpu and jnp.issubdtype(a.dtype, jnp.floating) else a
 
 

@@ -175,6 +175,5 @@ class _Step:
         if plan is not None:
             hidden = self.tokens(without="stage") * self.spec.width
             yield Term(("stage",), 2 * plan.ticks * hidden * self.itemsize / plan.microbatches, "microbatches")
-            on_cpu = self.sharding.mesh.devices.flat[0].platform == "cpu"
-            summed = ITEMSIZE["float32"] if on_cpu else self.itemsize
+            summed = ITEMSIZE["float32"] if self.sharding.on_cpu else self.itemsize
             yield self.term({"stage"}, 4, hidden * summed, "rows of the pipeline")

@@ -155,6 +155,11 @@ class Sharding:
                 )
         return tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the devices are CPUs."""
+        return bool(self.mesh.devices.flat[0].platform == "cpu")
+
     def check_length(self, length: int) -> None:
         """Raises UserError if the mesh does not divide sequences of this length (tokens)."""
         for name in ("act_length", "act_residual"):
