@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+LONGEST = ("faults", "check_mesh_pairs", "pipeline", "recipes", "families", "sequence", "step_families")
+"""The files that take longest, by what follows ``test_``: they start first, so that both processes end together."""
 COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "jax-compiled"
 # Before JAX is imported, and for the processes that tests start too. The second flag halves the time to compile, and
 # the third takes most of the rest; newer compilers do not know it.
@@ -22,6 +24,12 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import jax
 import pytest
 from goldens import Golden, load_golden
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, all else in its order."""
+    ranks = {f"test_{name}.py": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.fixture(scope="session", autouse=True)
