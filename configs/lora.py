@@ -3,17 +3,18 @@
 lmx train configs/quickstart.py
 lmx train configs/lora.py
 lmx train configs/lora.py:own_text --data.sources.0.files "my/texts/*.txt" --run-dir runs/mine
+lmx train configs/lora.py:own_text_whole --data.sources.0.files "my/texts/*.txt" --run-dir runs/whole
 lmx convert runs/quickstart exported --to hf && lmx convert runs/lora adapter --to peft
 
-Only the adapter is trained and kept; runs/quickstart has to stay where it is. The number of steps and the learning rate
-are first guesses: lmx lr configs/lora.py suggests one.
+An adapter is all that is trained and kept; runs/quickstart has to stay where it is. The number of steps and the
+learning rate are first guesses: lmx lr configs/lora.py suggests one.
 """
 
 from dataclasses import replace
 
 from quickstart import quickstart
 
-from lmx.adapters.adapter import Dora, Lora
+from lmx.adapters.adapter import Dora, Lora, Whole
 from lmx.data.config import LocalFiles, TokenizerFile
 from lmx.experiment import Experiment
 from lmx.optim.schedule import Schedule
@@ -49,3 +50,8 @@ def own_text() -> Experiment:
     base = lora()
     data = replace(base.data, sources=(LocalFiles(),), tokenizer=TokenizerFile(path="runs/quickstart/tokenizer"))
     return replace(base, data=data, sample=replace(base.sample, prompts=("The ",)))
+
+
+def own_text_whole() -> Experiment:
+    """All parameters on the same text, in as many steps: what an adapter is compared with."""
+    return replace(own_text(), adapter=Whole())

@@ -13,6 +13,7 @@ from lmx.data.tokenizer import TextTokenizer
 from lmx.errors import UserError
 from lmx.models.config import ModelConfig
 from lmx.models.families.gpt2 import Gpt2
+from lmx.models.flops import train_flops_per_token
 from lmx.models.model import param_axes
 from lmx.models.schedules import PipelineConfig
 from lmx.models.specs import ModelSpec, Remat, noisy
@@ -186,6 +187,13 @@ class Experiment:
         """
         vocabulary = Vocabulary.of(tokenizer, self.objective.special_tokens)
         return self.objective.layout(vocabulary, self.model.spec(), self.train.length)
+
+    def train_flops_per_token(self, layout: Layout) -> float:
+        """FLOPs to train on one of the ``train.length`` positions of a row in its layout, which says how many of them
+        are predicted and how long a decoder's own row is."""
+        sizes = {name: len(array) for name, array in layout.empty().items()}
+        predicted = sizes.get("targets")
+        return train_flops_per_token(self.model.spec(), self.train.length, sizes.get("decoder_tokens"), predicted)
 
 
 HARMLESS = (

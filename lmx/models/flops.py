@@ -1,7 +1,7 @@
 """Model FLOPs and parameter counts: what the computation needs, not what an implementation spends.
 
 A token is one position of a row. In an encoder-decoder it is one position of the source and one of the target: both
-rows have the same length, so that every weight is used once a token.
+rows have the same length, so that every weight is used once a token, unless it is said how long the decoder's are.
 """
 
 import functools
@@ -56,6 +56,7 @@ class Score:
       positions: what a token sees on average over a row that is one document.
       flops: of the forward pass for one token that sees as many.
       most_flops: the same where every token sees as many as the last of a long row.
+      memory: whether it sees the other stack's positions.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class Score:
     positions: float
     flops: float
     most_flops: float
+    memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,45 @@ def active_parameter_count(spec: ModelSpec) -> int:
     return round(sum(weight.active for weight in weights(spec, 1)))
 
 
-def train_flops_per_token(spec: ModelSpec, length: int) -> float:
+def train_flops_per_token(
+    spec: ModelSpec, length: int, decoder: int | None = None, predicted: int | None = None
+) -> float:
     """FLOPs to train on one token of a row of ``length`` (Chowdhery et al. 2022, appendix B).
 
     6 for each weight that multiplies it (of a mixture: of the chosen experts), the output table included and lookups
     not, and for each layer's attention 6 * heads * (key width + value width) * length, which is 12 * heads * head_dim
     * length where the two are equal. The causal half is not taken off; a window has its own width in place of length.
+
+    Args:
+      spec: the model.
+      length: positions of a row; of the source's where there are two stacks.
+      decoder: positions of the decoder's row there; None for as many as the source's.
+      predicted: positions of a row that meet the output table; None for all of its last stack's.
     """
-    return 3 * (_weight_flops(spec, length) + sum(score.most_flops for score in scores(spec, length)))
+    own = decoder or length
+    rows = _Rows(length, own if spec.encoder is not None else length, predicted or own)
+    products = sum(weight.flops * rows.positions(weight.path) for weight in weights(spec, length))
+    pairs = zip(scores(spec, length), scores(spec, own), strict=True)
+    attended = sum(
+        (a if a.memory or a.path[0] == "encoder" else b).most_flops * rows.positions(a.path) for a, b in pairs
+    )
+    return 3 * (products + attended) / length
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Positions of a row: of the source, of the decoder, and of those that meet the output table."""
+
+    source: int
+    decoder: int
+    predicted: int
+
+    def positions(self, path: Path) -> int:
+        """How many go through a parameter, or attend where that is a sublayer's path."""
+        of_memory = "cross_attention" in path and path[-2:-1] in (("key",), ("value",))
+        if path[0] in ("encoder", "tasks") or of_memory:
+            return self.source
+        return self.predicted if path[0] in ("embedding", "head") else self.decoder
 
 
 def forward_flops_per_token(spec: ModelSpec, length: int) -> float:
@@ -189,7 +222,7 @@ def scores(spec: ModelSpec, length: int) -> list[Score]:
     def one(path: Path, part: Sublayer, layers: range) -> Score:
         assert part.scores is not None
         count, each = seen(part.scores.mask, length), 2.0 * part.scores.dims * len(layers)
-        return Score(path, layers, count.mean, each * count.mean, each * count.most)
+        return Score(path, layers, count.mean, each * count.mean, each * count.most, part.scores.memory)
 
     places = [(place, layers, found) for place, block, layers in blocks(spec) for found in attending(block)]
     return [one(place + key, part, layers) for place, layers, (key, part) in places]

@@ -9,9 +9,9 @@ import jax
 
 from lmx.experiment import Experiment
 from lmx.kernels.roofline import matmul_flops_per_second, peak_memory_bytes
-from lmx.models.flops import parameter_count, train_flops_per_token
+from lmx.models.flops import parameter_count
 from lmx.objectives.objective import Batch
-from lmx.objectives.random_rows import full_rows
+from lmx.objectives.random_rows import full_rows, random_layout
 from lmx.sharding.mesh import build_mesh
 from lmx.sharding.rules import Sharding
 from lmx.train.state import init_state, state_shardings
@@ -28,8 +28,8 @@ def random_batch(experiment: Experiment, sharding: Sharding) -> Batch:
 def bench_train(experiment: Experiment, steps: int) -> dict[str, Any]:
     """Runs ``steps`` steps after two that do not count; times are seconds, the median where there are several.
 
-    ``fraction_of_peak`` is model FLOPs (:func:`train_flops_per_token`) over what a 2048-cubed matrix product reaches
-    in the same process, in the recipe's compute dtype, before and after.
+    ``fraction_of_peak`` is model FLOPs (:meth:`Experiment.train_flops_per_token`) over what a 2048-cubed matrix
+    product reaches in the same process, in the recipe's compute dtype, before and after.
     """
     experiment.check()
     train = experiment.train
@@ -49,7 +49,8 @@ def bench_train(experiment: Experiment, steps: int) -> dict[str, Any]:
         times.append(time.perf_counter() - began)
     peaks.append(matmul_flops_per_second(train.compute))
     seconds, tokens = statistics.median(times[2:]), train.batch * train.length
-    model_flops = tokens * train_flops_per_token(experiment.model.spec(), train.length) / seconds
+    layout = random_layout(experiment.objective, experiment.model.spec(), train.length)
+    model_flops = tokens * experiment.train_flops_per_token(layout) / seconds
     peak = statistics.mean(peaks) * sharding.mesh.size
     return {
         "tokens_per_second": tokens / seconds,

@@ -21,7 +21,6 @@ from lmx.errors import LmxError, UserError
 from lmx.eval.compression import XzScore, xz_score
 from lmx.experiment import Experiment, RunDir
 from lmx.kernels.roofline import quick_matmul_flops_per_second
-from lmx.models.flops import train_flops_per_token
 from lmx.report.goodput import read_goodput
 from lmx.sharding.launchers import START_SECONDS
 from lmx.sharding.mesh import build_mesh
@@ -81,7 +80,7 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
             state, start, meta, more = start_state(experiment, run, sharding, checkpointer)
             state = replace(state, frozen=load_frozen(experiment, sharding, prepared))
             notes += found + _recorded(experiment, run, prepared, now) + more
-            with _display(experiment, sharding, start, notes) as display:
+            with _display(experiment, sharding, prepared, start, notes) as display:
                 profile = options.profile and Profile(*options.profile, run.path / "profile")
                 loop = Loop(experiment, run, sharding, prepared, checkpointer, display, stop, ledger, profile)
                 began = time.perf_counter()
@@ -130,10 +129,12 @@ def _recorded(experiment: Experiment, run: RunDir, prepared: Prepared, now: dict
     return prepared.notes(layout)
 
 
-def _display(experiment: Experiment, sharding: Sharding, start: int, notes: Sequence[str]) -> Display:
+def _display(
+    experiment: Experiment, sharding: Sharding, prepared: Prepared, start: int, notes: Sequence[str]
+) -> Display:
     """The progress of a run, with what there is to say before it."""
     peak = quick_matmul_flops_per_second(experiment.train.compute) * sharding.mesh.size
-    flops = train_flops_per_token(experiment.model.spec(), experiment.train.length)
+    flops = experiment.train_flops_per_token(experiment.layout(prepared.tokenizer))
     display = Display(experiment.train.steps, start, flops, peak, quiet=not is_first())
     plan = pipeline_plan(experiment, sharding)
     for note in [*notes, *([str(plan)] if plan else [])]:

@@ -176,3 +176,22 @@ def test_transforms_are_weights_and_a_rows_own_head_is_shared_by_its_tokens() ->
     assert flops["embedding/table"] == 2 * 128 * 16
     pooler = [f for name, f in flops.items() if name.startswith("tasks/") and "transform/dense/kernel" in name]
     assert pooler == [2 * 16 * 16 / 8]
+
+
+def test_a_decoders_row_may_be_shorter_than_the_source() -> None:
+    sizes: dict[str, int] = {"vocab": 640, "width": 32, "heads": 4, "head_dim": 8, "hidden": 64}
+    model = T5Config(encoder_layers=2, decoder_layers=3, feed_forward="relu", **sizes)
+    spec, source, target = model.spec(), 24, 10
+    attention, mlp = 4 * 32 * 32, 2 * 32 * 64
+    encoder = source * 2 * (attention + mlp) + 2 * 2 * 32 * source * source
+    own = target * (attention + mlp) + 2 * 32 * target * target
+    across = target * attention // 2 + source * attention // 2 + 2 * 32 * target * source
+    expected = 6 * (encoder + 3 * (own + across) + 640 * 32 * target)
+    assert source * train_flops_per_token(spec, source, target) == pytest.approx(expected, rel=1e-12)
+    assert train_flops_per_token(spec, source, source) == train_flops_per_token(spec, source)
+
+
+def test_only_what_is_predicted_meets_the_table() -> None:
+    spec = Bert(vocab=640, context=32, layers=1, width=16, heads=2, hidden=32).spec()
+    all_of_them, some = train_flops_per_token(spec, 32), train_flops_per_token(spec, 32, predicted=8)
+    assert all_of_them - some == pytest.approx(6 * (640 * 16 + 16 * 16) * 24 / 32)
