@@ -8,7 +8,7 @@ lmx train configs/classify.py:from_scratch --run-dir runs/scratch
 The first is complete by itself. The others compare: what pretraining on the library's text gives to the same model,
 tokenizer and number of steps. What is printed: the accuracy on held-out snippets, what always guessing the
 commonest module reaches (eval_accuracy, eval_baseline_accuracy), and macro F1 (eval_f1). Only their labels are
-held out: pretraining has read the text of most snippets.
+held out: pretraining has read the text of most snippets. Expect 49% against 19%; with 100 steps or more both are alike.
 """
 
 from dataclasses import replace
@@ -25,13 +25,15 @@ def classify() -> Experiment:
     """About 2.3M parameters, from scratch, with a tokenizer of its own."""
     base = modern()
     return Experiment(
-        model=replace(base.model, task="sequence_classification", classes=20, pooling="mean"),
-        data=DataConfig(sources=(StdlibModules(),), tokenizer=TrainedBpe(vocab_size=4096), held_out=0.1),
+        model=replace(base.model, task="sequence_classification", classes=20),
+        data=DataConfig(
+            sources=(StdlibModules(snippet_bytes=160),), tokenizer=TrainedBpe(vocab_size=4096), held_out=0.1
+        ),
         objective=Classification(),
         optimizer=base.optimizer,
-        schedule=Schedule(peak=1e-3, warmup=40, final=0.05),
-        train=TrainConfig(steps=400, batch=16, length=128, remat="none"),
-        eval=EvalConfig(every=200),
+        schedule=Schedule(peak=2e-3, warmup=10, final=0.05),
+        train=TrainConfig(steps=60, batch=32, length=64, remat="none"),
+        eval=EvalConfig(every=30),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from lmx.errors import LmxError
 
-PART_BYTES = 8 << 20
+PART_BYTES = 8 << 20  # the cache knows parts by number: raise its STORE_VERSION with this
 MANY_BYTES = 128 << 20  # below this, starting processes costs more than it saves
 
 

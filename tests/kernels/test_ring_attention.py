@@ -102,7 +102,7 @@ def test_gradients_equal_one_device(mask: Mask, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shards", [2, 8])
+@pytest.mark.parametrize("shards", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_options_equal_one_device(shards: int, kind: str) -> None:
     arrays, own = drawn(8, 1, value_dim=5), learned(("sinks", "bias_table"), 8)
     sharding = split(kind, MeshConfig(data=1, sequence=shards))

@@ -30,7 +30,9 @@ def small(recipe: str) -> Experiment:
     return load_recipe(str(CONFIGS / recipe), [*TINY, *SHORT, *SMALL[recipe]])
 
 
-@pytest.mark.parametrize("recipe", ["bert.py:modern", pytest.param("t5.py", marks=pytest.mark.slow), "transformer.py"])
+@pytest.mark.parametrize(
+    "recipe", ["bert.py:modern", *(pytest.param(r, marks=pytest.mark.slow) for r in ("t5.py", "transformer.py"))]
+)
 def test_a_recipe_trains_and_is_evaluated(
     recipe: str, documents: DataConfig, pairs: DataConfig, tmp_path: Path
 ) -> None:

@@ -35,7 +35,11 @@ GEMMA = Gemma2(**SIZES, kv_heads=2, head_dim=8, window=5)
 
 @pytest.mark.parametrize(
     "model",
-    [DEEPSEEK, pytest.param(MIXTRAL, marks=pytest.mark.slow), replace(MIXTRAL, dispatch=Capacity(1.0)), GEMMA],
+    [
+        DEEPSEEK,
+        replace(MIXTRAL, dispatch=Capacity(1.0)),
+        *(pytest.param(m, marks=pytest.mark.slow) for m in (MIXTRAL, GEMMA)),
+    ],
     ids=repr,
 )
 def test_eight_devices_equal_one(model):
