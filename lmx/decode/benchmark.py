@@ -37,11 +37,7 @@ def bench_decode(
     ``fraction_of_peak`` is the bytes of weights and cache that a step must read, over those that a sum over a large
     array reads in the same process.
     """
-    if min(batch, new_tokens, repeats) < 1 or prompt_length < 1 or prompt_length + new_tokens > spec.context:
-        raise UserError(
-            f"batch {batch}, prompt length {prompt_length}, new tokens {new_tokens}, repeats {repeats}: each is at "
-            f"least 1, and a prompt with its new tokens fits the model's context of {spec.context}"
-        )
+    _check(spec, batch, prompt_length, new_tokens, repeats)
     if places is not None:
         places.check_batch(batch)
     prompts = np.random.default_rng(0).integers(1, spec.vocab, (batch, prompt_length)).tolist()
@@ -77,6 +73,14 @@ def bench_decode(
         "dtype": str(params["embedding"]["table"].dtype),
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _check(spec: ModelSpec, batch: int, prompt_length: int, new_tokens: int, repeats: int) -> None:
+    if min(batch, prompt_length, new_tokens, repeats) < 1 or prompt_length + new_tokens > spec.context:
+        raise UserError(
+            f"batch {batch}, prompt length {prompt_length}, new tokens {new_tokens}, repeats {repeats}: each is at "
+            f"least 1, and a prompt with its new tokens fits the model's context of {spec.context}"
+        )
 
 
 def _bytes_read(params: Params, cache: Any) -> int:

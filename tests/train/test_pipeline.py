@@ -197,7 +197,7 @@ def test_experts_and_stages() -> None:
     same(run(pipelined(experiment("mixtral"), "circular"), mesh), run(experiment("mixtral", accumulate=4)))
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", pytest.param("1f1b", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("schedule", GPIPE_OR_1F1B)
 def test_layers_before_the_longest_segment_run_on_all_stages(schedule: str) -> None:
     base = experiment("deepseek")
     one = experiment("deepseek", accumulate=4)

@@ -147,7 +147,7 @@ def test_log_every_thins_the_lines_out(tiny: Experiment, fresh: RunDir) -> None:
     assert [line["step"] for line in metrics(fresh)] == [1, 4, 5, 8, 10, 12]
 
 
-@pytest.mark.parametrize("logged", [pytest.param(3, marks=pytest.mark.slow), 5])
+@pytest.mark.parametrize("logged", [3, 5])
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     tiny: Experiment, finished: Any, fresh: RunDir, monkeypatch: pytest.MonkeyPatch, logged: int
 ) -> None:
