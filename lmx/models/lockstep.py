@@ -32,6 +32,7 @@ from lmx.models.pipeline import (
     pick,
     place,
     region,
+    rows_apart,
     shift,
     summable,
     told_by,
@@ -141,11 +142,11 @@ def _run(step: Step, weights: Weights, rows: Rows, key: jax.Array | None) -> Any
     alike = (weights.shared, weights.outside, key)
     memory = None if rows.memory is None else rows.memory.hidden
     told = told_by(step.work, weights.layers, (weights.shared, key), rows)
-    work = step.work
+    work = replace(step.work, rows=rows_apart(step.work, told, weights, key))
     gradients = (by_stage(weights.layers), everywhere(alike[:2]), place(work, rows.x), place(work, memory))
     run = region(
         work,
-        functools.partial(_ticks, step, told),
+        functools.partial(_ticks, replace(step, work=work), told),
         (by_stage(weights.layers), everywhere(alike), place(work, rows)),
         (PartitionSpec(), by_stage(told), gradients),
     )

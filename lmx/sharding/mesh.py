@@ -4,8 +4,10 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from importlib.metadata import version
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh
 
@@ -85,11 +87,17 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
     The axes are in the order of their fields, the outermost first: neighbours along the last ones, which talk the
     most, are neighbours in the machine.
 
+    From here on this process does without JAX's compilation cache, where that cannot be trusted with such a mesh: see
+    :func:`cache_forgets_order`.
+
     Raises:
       UserError: the sizes do not fit the devices, or ``mesh.slice`` the slices that they are in.
     """
     devices = list(jax.devices()) if devices is None else list(devices)
     sizes = config.sizes(len(devices))
+    if cache_forgets_order(devices):
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # which asks for that setting once
     names, shape = tuple(sizes), tuple(sizes.values())
     kinds = (AxisType.Auto,) * len(names)
     found = len({getattr(device, "slice_index", 0) for device in devices})
@@ -103,3 +111,13 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
         place = functools.partial(create_hybrid_device_mesh, dcn_mesh_shape=across, allow_split_physical_axes=True)
     # Parts of one slice, or virtual devices, can stand for slices.
     return Mesh(place(shape, devices=devices), names, axis_types=kinds)
+
+
+def cache_forgets_order(devices: Sequence[jax.Device]) -> bool:
+    """Whether a program for these devices may stop for ever when it comes from the compilation cache.
+
+    It may on several CPU devices with jaxlib 0.10. Read back from the cache, a program has lost the order of its
+    collectives, and two devices may each wait in another one. Compiled anew it keeps them in order; with jaxlib 0.12
+    it does so too when it is read back.
+    """
+    return len(devices) > 1 and devices[0].platform == "cpu" and version("jaxlib").startswith("0.10.")

@@ -1,5 +1,10 @@
 import itertools
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,6 +36,23 @@ def test_sizes_fill_the_devices(config, sizes):
 
 def test_mesh_of_some_devices():
     assert build_mesh(MeshConfig(), jax.devices()[:3]).devices.shape == (1, 3, 1, 1, 1, 1, 1)
+
+
+MESH_BETWEEN = """
+import sys, jax
+from lmx.sharding.mesh import MeshConfig, build_mesh
+jax.jit(lambda x: x + 1)(1.0)
+build_mesh(MeshConfig(), jax.devices()[: int(sys.argv[1])])
+jax.jit(lambda x: x + 2)(1.0)
+"""
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_what_is_compiled_for_several_cpu_devices_is_cached_where_it_keeps_its_order(devices: int, tmp_path: Path):
+    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", MESH_BETWEEN, str(devices)], env=env, check=True)
+    forgets = devices > 1 and version("jaxlib").startswith("0.10.")
+    assert len(list(tmp_path.glob("*-cache"))) == (1 if forgets else 2)
 
 
 @pytest.mark.parametrize(
