@@ -8,7 +8,7 @@ from flax import nnx
 
 from lmx.nn.kernel import is_kernel
 from lmx.nn.module import parameter
-from lmx.sharding.rules import LogicalAxes
+from lmx.sharding.rules import LogicalAxes, split_axes
 
 
 class Linear(nnx.Module):
@@ -57,9 +57,13 @@ def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 
 
 def _backward(saved: tuple[jax.Array, jax.Array], d_y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The kernel's gradient is a product of matrices, as which XLA on CPU is faster: of more axes it copies what goes
+    in. Where the mesh splits the length it stays one of arrays, because to merge that axis would gather it."""
     x, kernel = saved
-    lead = tuple(range(x.ndim - 1))
     d_x = jax.lax.dot_general(d_y, kernel, (((x.ndim - 1,), (1,)), ((), ())))
+    if not (split_axes("act_length") or split_axes("act_residual")):
+        x, d_y = (a.reshape(-1, a.shape[-1]) for a in (x, d_y))
+    lead = tuple(range(x.ndim - 1))
     return d_x, jax.lax.dot_general(x, d_y, ((lead, lead), ((), ())))
 
 
