@@ -26,6 +26,7 @@ from lmx.models.specs import Remat, Segment, StackSpec
 from lmx.models.stack import is_unstacked, run_segment, run_stack
 from lmx.nn.context import Context, Memory
 from lmx.nn.module import Params
+from lmx.nn.sublayer import Sublayer
 from lmx.sharding.rules import Sharding, constrain, current, split_axes, use_sharding
 
 
@@ -85,6 +86,11 @@ class Work:
         return (*split_axes("act_length"), *self.rows)
 
     @property
+    def parts(self) -> list[Sublayer]:
+        """The sublayers of the segment's pattern."""
+        return [p for block in self.segment.pattern for s in block.sublayers for p in s.parts.values()]
+
+    @property
     def part(self) -> Segment:
         """The layers of one chunk of one stage."""
         return replace(self.segment, repeats=self.segment.repeats // (self.plan.stages * self.plan.chunks))
@@ -107,13 +113,10 @@ class Work:
     def check(self, context: Context) -> None:
         """Raises UserError for sublayers that must see whole rows, where the mesh splits the length."""
         axes = split_axes("act_length")
-        parts = [p for block in self.segment.pattern for s in block.sublayers for p in s.parts.values()]
-        drops = context.key is not None and any(getattr(p, "attention_dropout", 0) for p in parts)
-        capacity = any(hasattr(getattr(p, "dispatch", None), "factor") for p in parts)
-        if axes and (drops or capacity):
-            what = "dropout of attention probabilities" if drops else "an expert's capacity"
+        whole = [what for part in self.parts if (what := part.by_rows(context.key is not None))]
+        if axes and whole:
             raise UserError(
-                f"{what} goes by whole rows, but a pipeline over a mesh that splits the length (mesh axes "
+                f"{whole[0]} goes by whole rows, but a pipeline over a mesh that splits the length (mesh axes "
                 f"{', '.join(axes)}) sees parts of them; set mesh.stage or mesh.{axes[0]} to 1"
             )
 
@@ -169,11 +172,9 @@ def rows_apart(work: Work, told: Params, params: Any, key: jax.Array | None) -> 
     statistics of them, and draw nothing at random, which is drawn for a whole microbatch at once.
     """
     sharding = cast(Sharding, current())
-    parts = [p for block in work.segment.pattern for s in block.sublayers for p in s.parts.values()]
-    rates = [getattr(p, name, 0) for p in parts for name in ("dropout", "attention_dropout")]
-    depths = [block.depth for block in work.segment.pattern]
-    keys = [a for a in jax.tree.leaves(params) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key)]  # an adapter's
-    if jax.tree.leaves(told) or (key is not None and (any(rates) or any(depths) or keys)):
+    noise = [part.draws for part in work.parts] + [block.depth is not None for block in work.segment.pattern]
+    noise += [jnp.issubdtype(a.dtype, jax.dtypes.prng_key) for a in jax.tree.leaves(params)]  # an adapter's dropout
+    if jax.tree.leaves(told) or (key is not None and any(noise)):
         return ()
     return tuple(a for a in sharding.axes("act_batch") if a != "stage" and a not in sharding.rules.parameter_axes)
 

@@ -47,6 +47,15 @@ class MultiHead(Sublayer):
     attention_dropout: float = 0.0
     """Dropout on the attention probabilities."""
 
+    @property
+    def draws(self) -> bool:
+        """Also attention probabilities."""
+        return super().draws or self.attention_dropout > 0
+
+    def by_rows(self, training: bool) -> str:
+        """Dropout of the probabilities."""
+        return "dropout of attention probabilities" if training and self.attention_dropout else ""
+
 
 class MultiHeadModule(nnx.Module):
     """Holds the maps ``query``, ``key``, ``value`` and ``out``."""

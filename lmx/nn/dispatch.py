@@ -4,7 +4,7 @@ import abc
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from lmx.sharding.rules import constrain
 @dataclass(frozen=True)
 class Dispatch(abc.ABC):
     """Base class."""
+
+    by_rows: ClassVar[str] = ""
+    """What of it goes by whole sequences; "" for nothing."""
 
     @abc.abstractmethod
     def check(self) -> None:
@@ -96,6 +99,8 @@ class Capacity(Dispatch):
     """
 
     factor: float = 1.25
+
+    by_rows: ClassVar[str] = "an expert's capacity"
 
     def check(self) -> None:
         """See :class:`Dispatch`."""

@@ -50,6 +50,15 @@ class LatentAttention(Sublayer):
     """Dropout on the attention probabilities."""
 
     @property
+    def draws(self) -> bool:
+        """Also attention probabilities."""
+        return super().draws or self.attention_dropout > 0
+
+    def by_rows(self, training: bool) -> str:
+        """Dropout of the probabilities."""
+        return "dropout of attention probabilities" if training and self.attention_dropout else ""
+
+    @property
     def name(self) -> str:
         """The sublayer's key in the parameters."""
         return "attention"

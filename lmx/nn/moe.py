@@ -51,6 +51,10 @@ class Moe(Sublayer):
         """The module for inputs [batch, length, width]."""
         return Part(functools.partial(MoeModule, self, width))
 
+    def by_rows(self, training: bool) -> str:
+        """What the dispatch says."""
+        return self.dispatch.by_rows
+
     def used(self, name: str) -> float:
         """k of the experts; all of the router and of the shared experts."""
         return self.router.k / self.experts if name.startswith("experts/") else 1.0

@@ -71,6 +71,15 @@ class Sublayer(abc.ABC):
         """The sublayers that this one runs, by their key in its parameters; itself, under no key, by default."""
         return {"": self}
 
+    @property
+    def draws(self) -> bool:
+        """Whether it draws anything at random in training."""
+        return self.dropout > 0
+
+    def by_rows(self, training: bool) -> str:
+        """What of it goes by whole sequences, which then cannot be computed in parts; "" for nothing."""
+        return ""
+
     def used(self, name: str) -> float:
         """The share of a parameter (its path within the sublayer, as ``query/kernel``) that one token goes through."""
         return 1.0

@@ -42,6 +42,7 @@ CALLED = {
     "call": "to_apply",
     "fusion": "calls",
     "async-start": "calls",
+    "call-start": "to_apply",  # on a TPU's SparseCores
     "while": "body",
     "conditional": "branch_computations|true_computation|false_computation",
 }
