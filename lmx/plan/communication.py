@@ -8,8 +8,11 @@ bytes of parameters and A bytes of a device's hidden states, all in the dtype of
   vocabulary's tables are gathered once, because the gradient of the logits is formed beside them.
 - tensor: in each layer two all-reduces of A forward and two backward, ``8 A (n - 1) / n`` (Shoeybi et al. 2019,
   Megatron-LM, 3); the lookup's forward and the logits' backward take one each.
-- sequence, ring: in each layer keys and values go round forward, and backward with their gradients:
-  ``4 (n - 1) KV`` with the bytes KV of a shard's keys and values (Liu et al. 2023, Ring Attention, 3.1).
+- sequence, ring: in each layer keys and values go round forward, and backward with their gradients, which are float32
+  and go home at last: ``2 (n - 1) KV + n G`` with the bytes KV of a shard's keys and values, and G of those in float32
+  (Liu et al. 2023, Ring Attention, 3.1). What a window cannot reach does not come by. Under a causal mask queries Q,
+  keys, values and what attention gives, O, change into the balanced order or back, and backward again:
+  ``2 (Q + KV + O)``.
 - expert: in each layer k rows a token go to their experts and back, forward and backward: ``4 k A (n - 1) / n``
   (Lepikhin et al. 2020, GShard, 3.2).
 - stage: each tick hands on a microbatch's hidden states, forward and backward (Narayanan et al. 2021, 3.1). Stages
@@ -29,6 +32,7 @@ import jax
 
 from lmx.errors import UserError
 from lmx.experiment import Experiment
+from lmx.kernels.itinerary import Trip, pieces_of, plan
 from lmx.models.model import param_axes
 from lmx.models.specs import ModelSpec
 from lmx.nn.attention import SelfAttention
@@ -161,19 +165,30 @@ class _Step:
         """What attention and experts exchange."""
         length, expert = set(self.sharding.axes("act_length")), set(self.sharding.axes("expert"))
         for part in self.sublayers():
-            if isinstance(part, SelfAttention) and self.sharding.rules.sequence_attention == "ring":
-                width = 2 * part.kv_heads * part.head_dim / self.sharding.ways("act_kv_heads")
-                whole = self.tokens() * self.ways(length) * width * self.itemsize
-                yield self.term(length, 4, whole, "keys and values")
+            if isinstance(part, SelfAttention) and length and self.sharding.rules.sequence_attention == "ring":
+                yield self.ring(part, length)
             if isinstance(part, Moe):
                 rows = part.router.k * self.tokens() * self.spec.width * self.itemsize
                 yield self.term(expert, 4, rows, "rows of experts")
 
+    def ring(self, part: SelfAttention, axes: set[str]) -> Term:
+        """Keys and values on their way, and what changes into the balanced order and back."""
+        shard = self.experiment.train.length // self.ways(axes)
+        pieces = pieces_of(shard)
+        course = plan(Trip(part.mask, self.ways(axes), pieces, pieces, shard // pieces, gathered=False))
+        hops = course.steps[-1].offset
+        keys = 2 * self.tokens() * part.kv_heads * part.head_dim / self.sharding.ways("act_kv_heads")
+        queries = 2 * self.tokens() * part.heads * part.head_dim / self.sharding.ways("act_heads")
+        around = 2 * hops * keys * self.itemsize + (hops + bool(hops)) * keys * ITEMSIZE["float32"]
+        balanced = 2 * (queries + keys) * self.itemsize if course.zigzag else 0
+        return Term(tuple(a for a in self.sharding.mesh.axis_names if a in axes), around + balanced, "keys and values")
+
     def stages(self) -> Iterator[Term]:
         """Microbatches from stage to stage, forward and backward, and into and out of the pipeline."""
-        plan = pipeline_plan(self.experiment, self.sharding)
-        if plan is not None:
+        pipeline = pipeline_plan(self.experiment, self.sharding)
+        if pipeline is not None:
             hidden = self.tokens(without="stage") * self.spec.width
-            yield Term(("stage",), 2 * plan.ticks * hidden * self.itemsize / plan.microbatches, "microbatches")
+            handed = 2 * pipeline.ticks * hidden * self.itemsize / pipeline.microbatches
+            yield Term(("stage",), handed, "microbatches")
             summed = ITEMSIZE["float32"] if self.sharding.on_cpu else self.itemsize
             yield self.term({"stage"}, 4, hidden * summed, "rows of the pipeline")

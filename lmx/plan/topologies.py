@@ -41,6 +41,8 @@ def topology_devices(name: str, slices: int = 1) -> Sequence[jax.Device]:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         said = str(error).splitlines()[0][:200]
+        if "lockfile" in said:
+            raise UserError(f"another process on this host uses libtpu; wait until it has ended ({said})") from error
         raise UserError(f"libtpu knows no topology {name}; expected one as v5p:2x2x2 or v5e:4x4 ({said})") from error
 
 

@@ -1,7 +1,11 @@
 """The launchers' files: as valid as can be told without their clusters."""
 
+import importlib.util
+import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +39,37 @@ def test_the_manifest_says_the_same_number_of_pods_everywhere(manifest: list[Any
     assert int(port) == service["spec"]["ports"][0]["port"]
 
 
-@pytest.mark.parametrize("name", ["slurm.sbatch", "tpu_vm.sh"])
+@pytest.mark.parametrize("name", ["slurm.sbatch", "tpu_flags.sh", "tpu_vm.sh"])
 def test_shell_scripts_are_sound(name: str) -> None:
     checks = [["bash", "-n"]] + ([["shellcheck"]] if shutil.which("shellcheck") else [])
     for check in checks:
         done = subprocess.run([*check, LAUNCH / name], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def sourced(own: str, command: str) -> str:
+    """What a command prints after ``tpu_flags.sh`` was sourced with one's own flags set."""
+    script = f"source {LAUNCH / 'tpu_flags.sh'} && {command}"
+    env = {**os.environ, "LIBTPU_INIT_ARGS": own}
+    return subprocess.run(["bash", "-uc", script], env=env, capture_output=True, text=True, check=True).stdout
+
+
+def test_flags_for_tpus_stand_after_ones_own() -> None:
+    own, *flags = sourced("--mine=1", 'echo "$LIBTPU_INIT_ARGS"').split()
+    assert own == "--mine=1"
+    assert len(set(flags)) == 9
+    assert all(flag.startswith("--xla_") and "=" in flag for flag in flags)
+    assert sourced("", 'echo "$LIBTPU_INIT_ARGS"').split() == flags
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_with_the_flags_a_step_on_a_tpu_sends_what_the_formula_says() -> None:
+    shape = "--model.layers 2 --model.vocab 32768 --train.batch 8 --train.length 2048 --train.compute bfloat16"
+    mesh = "--topology v5p:2x2x2 --mesh.data 1 --mesh.fsdp 8 --train.remat none --formulas True --effort -1"
+    recipe = ROOT / "configs" / "llama.py"
+    told = sourced("", f"{sys.executable} -m lmx.cli.main plan {recipe}:llama_8b {shape} {mesh} --json - 2> /dev/null")
+    (row,) = [row for row in json.loads(told)["communication"] if row["axes"] == "fsdp"]
+    assert row["measured"] == pytest.approx(row["formula"], rel=1e-3)
 
 
 def test_skypilot_tells_every_node_its_place() -> None:

@@ -2,6 +2,7 @@ import importlib.util
 
 import jax
 import pytest
+from jax.experimental import topologies
 
 from lmx.errors import UserError
 from lmx.plan.topologies import topology_devices
@@ -21,6 +22,23 @@ def test_unknown_topologies(name: str) -> None:
 def test_a_tpu_takes_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"libtpu; pip install 'lmx\[tpu\]'"):
+        topology_devices("v5p:2x2x2")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("ABORTED: Internal error when accessing libtpu multi-process lockfile.", "another process"),
+        ("?", "no topology"),
+    ],
+)
+def test_what_libtpu_says_is_told(said: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**kwargs: object) -> None:
+        raise jax.errors.JaxRuntimeError(said)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(topologies, "get_topology_desc", refuse)
+    with pytest.raises(UserError, match=told):
         topology_devices("v5p:2x2x2")
 
 
