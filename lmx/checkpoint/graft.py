@@ -1,6 +1,8 @@
 """Weights of another model as a start: all but the heads must be the same, and what is not taken over is said."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import jax
@@ -9,6 +11,8 @@ from lmx.nn.module import Params
 
 HEADS = ("head", "tasks")
 """Parts of the parameters that a model for another task may lack, or have beside."""
+POOLER = re.compile(r"tasks/[^/]+/(transform/.+)")
+"""What stands before a task's last map (BERT's pooler): it is taken over from another task's head."""
 
 
 @dataclass(frozen=True)
@@ -18,23 +22,28 @@ class Graft:
     Attributes:
       fresh: of the new model, those of its heads that the other one does not have: they stay as they are initialised.
       left: of the other model, those of its heads that the new one does not have.
+      pooler: of the new model, those that the other one has before another task's last map, and by which name there.
     """
 
     fresh: tuple[str, ...]
     left: tuple[str, ...]
+    pooler: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def note(self) -> str:
         """The end of a sentence, empty where everything is taken over."""
         parts = (("starts fresh", "start fresh", self.fresh), ("is left out", "are left out", self.left))
         told = [f"{_joined(names)} {one if len(names) == 1 else many}" for one, many, names in parts if names]
+        if self.pooler:
+            told.append(f"{_joined(tuple(self.pooler))} from {_joined(tuple(self.pooler.values()))}")
         return "".join(f"; {part}" for part in told)
 
     def joined(self, own: Params, other: Params) -> Params:
         """The other's parameters, but ``own`` where they are fresh."""
 
         def one(path: Any, leaf: Any) -> Any:
-            return leaf if name_of(path) in self.fresh else found[name_of(path)]
+            name = name_of(path)
+            return leaf if name in self.fresh else found[self.pooler.get(name, name)]
 
         found = {name_of(path): leaf for path, leaf in jax.tree.leaves_with_path(other)}
         return cast(Params, jax.tree.map_with_path(one, own))
@@ -48,7 +57,15 @@ def graft(own: Params, other: Params) -> Graft | None:
     left = tuple(name for name, shape in theirs.items() if mine.get(name) != shape)
     if any(name.split("/")[0] not in HEADS for name in (*fresh, *left)):
         return None
-    return Graft(fresh, left)
+    ours, others = _poolers(fresh), _poolers(left)
+    pooler = {ours[p]: others[p] for p in ours if p in others and mine[ours[p]] == theirs[others[p]]}
+    left = tuple(name for name in left if name not in pooler.values())
+    return Graft(tuple(name for name in fresh if name not in pooler), left, pooler)
+
+
+def _poolers(names: Iterable[str]) -> dict[str, str]:
+    """By what they are called within their head."""
+    return {found[1]: name for name in names if (found := POOLER.fullmatch(name))}
 
 
 def name_of(path: Any) -> str:

@@ -1,4 +1,4 @@
-"""A job of two processes with four devices each: generate and eval on a mesh across both, as one device does."""
+"""A job of two processes with four devices each: generate, eval and tasks on a mesh across both, as one device does."""
 
 import json
 import socket
@@ -14,6 +14,7 @@ from jobs import WORDS, environment
 
 import lmx
 from lmx.checkpoint.huggingface import export_params
+from lmx.cli.main import main
 from lmx.data.config import DataConfig, LocalFiles, TokenizerFile
 from lmx.data.tokenizer import train_bpe
 from lmx.eval.perplexity import evaluate
@@ -23,6 +24,18 @@ from lmx.models.model import init_params
 PROMPTS = ["the cat", "two dogs run by a mat and saw", "on"]
 GENERATE = ["generate", "model", "--max-new-tokens", "6", "--temperature", "0", "--json", "text.json"]
 EVAL = ["eval", "model", "--files", "held_out.txt", "--length", "32", "--json", "score.json"]
+TASKS = ["eval", "model", "--tasks", "quiz.py:quiz", "quiz.py:written", "--files", "quiz.jsonl", "--json", "quiz.json"]
+QUIZ = """
+from lmx.eval.tasks import Generation, MultipleChoice
+
+
+def quiz():
+    return MultipleChoice(prompt="{question}", choices="options", answer="answer")
+
+
+def written():
+    return Generation(prompt="{question}", references="reference", metrics=("exact_match",), max_new_tokens=5)
+"""
 MESH = ["--layout", "2d", "--mesh.tensor", "4"]
 JOB = f"""
 import json, sys
@@ -40,6 +53,7 @@ assert main({[*GENERATE, *MESH, "--prompt", *PROMPTS]!r}) == 0
 runtime.start_jax = lambda cluster: None  # it is, already
 bytes_read = sum(read)
 assert main({[*EVAL, *MESH]!r}) == 0
+assert main({[*TASKS, *MESH]!r}) == 0
 from lmx.sharding.processes import index
 print("process", index(), "read", bytes_read, flush=True)
 """
@@ -57,6 +71,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_bpe(iter([" ".join(WORDS) * 20]), 300).save(root / "model")
     rng = np.random.default_rng(0)
     (root / "held_out.txt").write_text("\n\n".join(" ".join(rng.choice(WORDS, size=30)) for _ in range(30)))
+    (root / "quiz.py").write_text(QUIZ)
+    model, questions = lmx.load(root / "model"), [" ".join(rng.choice(WORDS, size=6)) for _ in range(6)]
+    answers = model.generate(questions, max_new_tokens=5, temperature=0)
+    for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        # Every other reference is what this model writes, on one device.
+        reference = answer.text.split("\n")[0].strip() if i % 2 else "nobody"
+        line = {"question": question, "options": [" a mat", " two dogs"], "answer": i % 2, "reference": reference}
+        with (root / "quiz.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
     return root
 
 
@@ -92,6 +115,17 @@ def test_scores_are_those_of_one_device(root: Path, outputs: list[str]) -> None:
     found = json.loads((root / "score.json").read_text())
     assert found["targets"] == expected.targets
     assert found["loss"] == pytest.approx(expected.loss, rel=1e-5)
+
+
+def test_tasks_are_scored_as_on_one_device(root: Path, outputs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    assert main([*TASKS[:-1], "alone.json"]) == 0
+    found, expected = (json.loads((root / name).read_text())["tasks"] for name in ("quiz.json", "alone.json"))
+    assert set(found) == {"quiz", "written"}
+    for task in found:
+        for name, measure in expected[task]["measures"].items():
+            assert found[task]["measures"][name]["value"] == pytest.approx(measure["value"], rel=1e-4), (task, name)
+    assert found["written"]["measures"]["exact_match"]["value"] >= 0.5
 
 
 def test_only_the_first_speaks_and_each_reads_its_rows(root: Path, outputs: list[str]) -> None:

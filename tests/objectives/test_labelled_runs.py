@@ -18,6 +18,7 @@ from lmx.decode.classified import classified
 from lmx.decode.convert import convert
 from lmx.errors import UserError
 from lmx.experiment import EvalConfig, Experiment, TrainConfig
+from lmx.models.config_map import Task
 from lmx.models.families.bert import Bert
 from lmx.models.families.llama import Llama
 from lmx.models.model import init_params, param_shapes
@@ -169,6 +170,22 @@ def test_a_graft_takes_all_but_heads() -> None:
     np.testing.assert_array_equal(joined["embedding"]["table"], theirs["embedding"]["table"])
     wider = replace(other, hidden=64)
     assert graft(param_shapes(own.spec()), param_shapes(wider.spec())) is None
+
+
+@pytest.mark.parametrize("task", ["sequence_classification", "embedding"])
+def test_a_graft_takes_the_pooler_of_another_head(task: Task) -> None:
+    own, other = replace(BERT, task=task), replace(BERT, task="pretraining")
+    found = graft(*(param_shapes(model.spec()) for model in (own, other)))
+    assert found is not None
+    assert not any("transform" in name for name in found.fresh)
+    assert not any(name.startswith("tasks/nsp/transform") for name in found.left)
+    assert "/transform/dense/kernel from tasks/nsp/transform/dense/bias" in found.note
+    mine, theirs = (init_params(m.spec(), jax.random.key(i)) for i, m in enumerate((own, other)))
+    (head,) = found.joined(mine, theirs)["tasks"].values()
+    for part, given in theirs["tasks"]["nsp"]["transform"]["dense"].items():
+        np.testing.assert_array_equal(head["transform"]["dense"][part], given)
+    if task == "sequence_classification":
+        np.testing.assert_array_equal(head["out"]["kernel"], mine["tasks"]["classes"]["out"]["kernel"])
 
 
 def test_a_run_learns_a_chat_and_answers_in_it(tmp_path: Path) -> None:
