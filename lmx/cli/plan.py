@@ -23,7 +23,9 @@ class Plan:
 
     topology: str = "v5p:2x2x2"
     """The devices: a kind of TPU and how many chips lie in each direction (v5p:4x4x4, v5e:4x4), or virtual CPU devices
-    (cpu:8). With mesh.slice, that many of them."""
+    (cpu:8)."""
+    slices: int = 0
+    """How many such slices the data-centre network connects; 0: as many as mesh.slice."""
     formulas: bool = False
     """Beside what the compiled step sends, what it should send by the formula of each kind of parallelism."""
     effort: float = 0.0
@@ -44,18 +46,24 @@ def main(argv: Sequence[str]) -> None:
     experiment = recipe.experiment
     if not -1 <= options.effort <= 1:
         raise UserError(f"--effort is {options.effort}, expected a number from -1 to 1")
-    _without_devices(options.topology, experiment.mesh.slice)
+    slices = options.slices or experiment.mesh.slice
+    _without_devices(options.topology, slices)
     from lmx.plan.communication import compared, expected
     from lmx.plan.compile import compile_step, sharding_on
     from lmx.plan.topologies import topology_devices
     from lmx.sharding.collectives import bytes_by_axes
 
-    sharding = sharding_on(experiment, topology_devices(options.topology, experiment.mesh.slice))
+    sharding = sharding_on(experiment, topology_devices(options.topology, slices))
     terms = expected(experiment, sharding) if options.formulas else ()
     step = compile_step(experiment, sharding, options.effort)
     rows = compared(bytes_by_axes(step.collectives), terms)
-    result = {"topology": options.topology, **step.data(), "communication": [asdict(row) for row in rows]}
-    print_result(result, f"{_heading(options.topology, step)}\n{_table(step, rows)}", options.json)
+    result = {
+        "topology": options.topology,
+        "slices": slices,
+        **step.data(),
+        "communication": [asdict(row) for row in rows],
+    }
+    print_result(result, f"{_heading(options, slices, step)}\n{_table(step, rows)}", options.json)
 
 
 def _without_devices(topology: str, slices: int) -> None:
@@ -70,10 +78,10 @@ def _without_devices(topology: str, slices: int) -> None:
             jax.config.update("jax_num_cpu_devices", int(count) * slices)
 
 
-def _heading(topology: str, step: "CompiledStep") -> str:
+def _heading(options: Plan, slices: int, step: "CompiledStep") -> str:
     mesh = ", ".join(f"{axis} {size}" for axis, size in step.mesh.items() if size > 1) or "one device"
     return (
-        f"{step.devices} x {step.kind} ({topology}), {mesh}\n"
+        f"{step.devices} x {step.kind} ({f'{slices} of ' if slices > 1 else ''}{options.topology}), {mesh}\n"
         f"memory of a device  {_size(step.state_bytes)} of state and batch, {_size(step.working_bytes)} to work\n"
         f"compilation         {step.compile_seconds:.1f} s, after {step.trace_seconds:.1f} s of tracing\n"
         "what one device sends in a step:"

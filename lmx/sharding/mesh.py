@@ -20,7 +20,8 @@ class MeshConfig:
     the largest number up to 8 that divides what the fixed axes leave."""
 
     slice: int = 1
-    """Slices, or other groups of devices that only the data-centre network connects; splits the batch."""
+    """Slices, or other groups of devices that only the data-centre network connects; splits the batch. Where it is less
+    than the slices that there are, a pipeline goes across them: stage is then a multiple of the rest."""
     data: int = -1
     """Replicas of the model, each on its own part of the batch."""
     fsdp: int = 1
@@ -85,7 +86,7 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
     """The mesh over all devices (or those given), with ``Auto`` axes: the compiler propagates the shardings.
 
     The axes are in the order of their fields, the outermost first: neighbours along the last ones, which talk the
-    most, are neighbours in the machine.
+    most, are neighbours in the machine. Only ``slice``, and ``stage`` if it has to, reach across slices.
 
     From here on this process does without JAX's compilation cache, where that cannot be trusted with such a mesh: see
     :func:`cache_forgets_order`.
@@ -104,13 +105,28 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
     # An axis of 8 may lie along two of the machine's 4 x 4 x 4 in part.
     place = functools.partial(create_device_mesh, allow_split_physical_axes=True)
     if found > 1:
-        if sizes["slice"] != found:
-            raise UserError(f"mesh.slice is {sizes['slice']}, but the devices are in {found} slices; set it to {found}")
-        across = (found, *[1] * (len(shape) - 1))
-        shape = (1, *shape[1:])
+        over = across_slices(sizes, found)
+        names = tuple(sorted(names, key=lambda name: over.get(name, 1) == 1))  # what reaches across comes first
+        shape = tuple(sizes[name] // over.get(name, 1) for name in names)
+        across = [over.get(name, 1) for name in names]
         place = functools.partial(create_hybrid_device_mesh, dcn_mesh_shape=across, allow_split_physical_axes=True)
     # Parts of one slice, or virtual devices, can stand for slices.
     return Mesh(place(shape, devices=devices), names, axis_types=kinds)
+
+
+def across_slices(sizes: Mapping[str, int], slices: int) -> dict[str, int]:
+    """How many of the ways that ``slice`` and ``stage`` split go across so many slices.
+
+    Raises:
+      UserError: they cannot cover the slices.
+    """
+    stages, over = divmod(slices, sizes["slice"])
+    if over or sizes["stage"] % max(stages, 1):
+        raise UserError(
+            f"the devices are in {slices} slices, but mesh.slice is {sizes['slice']} and mesh.stage {sizes['stage']}; "
+            f"set mesh.slice to {slices}, or for a pipeline across slices mesh.stage to a multiple of {slices}"
+        )
+    return {"slice": sizes["slice"], "stage": stages}
 
 
 def cache_forgets_order(devices: Sequence[jax.Device]) -> bool:

@@ -5,7 +5,11 @@ import pytest
 from jax.experimental import topologies
 
 from lmx.errors import UserError
+from lmx.experiment import Experiment, TrainConfig
+from lmx.models.families.llama import Llama
+from lmx.plan.compile import compile_step, sharding_on
 from lmx.plan.topologies import topology_devices
+from lmx.sharding.mesh import MeshConfig
 
 
 def test_virtual_devices() -> None:
@@ -49,3 +53,13 @@ def test_tpu_slices() -> None:
     assert devices[0].platform == "tpu"
     with pytest.raises(UserError, match="knows no topology v99:2x2"):
         topology_devices("v99:2x2")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_pipeline_across_slices_hands_on_over_the_data_centre_network() -> None:
+    model = Llama(vocab=256, context=128, layers=4, width=256, heads=2, kv_heads=2, head_dim=128, hidden=512)
+    train, mesh = TrainConfig(batch=8, length=128), MeshConfig(data=1, fsdp=4, stage=2)
+    base = Experiment(model=model, train=train, mesh=mesh)
+    step = compile_step(base, sharding_on(base, topology_devices("v5p:2x2x1", slices=2)), effort=-1.0)
+    assert step.mesh["stage"] == 2
+    assert {collective.axes for collective in step.collectives} == {("fsdp",)}  # within a slice; no other is counted

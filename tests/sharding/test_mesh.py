@@ -116,5 +116,19 @@ def test_axes_may_split_those_of_the_machine() -> None:
 def test_slices_are_the_outermost_axis() -> None:
     mesh = build_mesh(MeshConfig(slice=2, data=8, tensor=8), chips(2))
     assert [{chip.slice_index for chip in part.flat} for part in mesh.devices] == [{0}, {1}]
-    with pytest.raises(UserError, match="the devices are in 2 slices; set it to 2"):
-        build_mesh(MeshConfig(slice=1, data=16, tensor=8), chips(2))
+
+
+def test_a_pipeline_goes_across_slices() -> None:
+    mesh = build_mesh(MeshConfig(data=8, stage=4, tensor=4), chips(2))
+    assert mesh.axis_names[0] == "stage"
+    assert [{chip.slice_index for chip in stage.flat} for stage in mesh.devices] == [{0}, {0}, {1}, {1}]
+    both = build_mesh(MeshConfig(slice=2, data=8, stage=2, tensor=8), chips(4))
+    assert both.axis_names[:2] == ("slice", "stage")
+    places = both.devices.reshape(4, 64)
+    assert [{chip.slice_index for chip in place} for place in places] == [{0}, {1}, {2}, {3}]
+
+
+@pytest.mark.parametrize("config", [MeshConfig(data=16, tensor=8), MeshConfig(slice=4, data=8, tensor=4)])
+def test_what_does_not_cover_the_slices_is_refused(config: MeshConfig) -> None:
+    with pytest.raises(UserError, match=r"in 2 slices, but mesh.slice is \d and mesh.stage 1; set mesh.slice to 2, or"):
+        build_mesh(config, chips(2))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from lmx.errors import UserError
 from lmx.experiment import Experiment, TrainConfig
@@ -116,10 +117,15 @@ def start(base: Experiment) -> Any:
 
 
 @functools.cache
-def run(base: Experiment, mesh: MeshConfig = ONE) -> Any:
-    """The first gradient, both steps' metrics, and the parameters after them."""
+def run(base: Experiment, mesh: MeshConfig = ONE, across: bool = False) -> Any:
+    """The metrics of two steps, and the parameters after them; ``across``: the stages lie as if across slices."""
     count = int(np.prod(list(vars(mesh).values())))
-    sharding = Sharding(build_mesh(mesh, jax.devices()[:count]), base.rules)
+    built = build_mesh(mesh, jax.devices()[:count])
+    if across:
+        order = sorted(range(len(built.axis_names)), key=lambda axis: built.axis_names[axis] != "stage")
+        names = tuple(built.axis_names[axis] for axis in order)
+        built = Mesh(built.devices.transpose(order), names, axis_types=built.axis_types)
+    sharding = Sharding(built, base.rules)
     shardings = state_shardings(base, sharding)
     plain = replace(base, pipeline=PipelineConfig(), train=replace(base.train, accumulate=1))
     state = jax.device_put(start(plain), shardings)
@@ -189,6 +195,11 @@ def test_stages_go_with_other_axes_and_accumulation(mesh: MeshConfig, schedule: 
         run(pipelined(experiment("llama", accumulate=accumulate), schedule, microbatches), mesh),
         run(experiment("llama")),
     )
+
+
+def test_stages_may_be_the_outermost_axis() -> None:
+    mesh = MeshConfig(data=1, fsdp=2, stage=2, tensor=2)
+    same(run(pipelined(experiment("llama"), "gpipe"), mesh, across=True), run(experiment("llama")))
 
 
 @pytest.mark.slow  # by gpipe: test_check_mesh_pairs
