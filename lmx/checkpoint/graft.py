@@ -12,7 +12,7 @@ from lmx.nn.module import Params
 HEADS = ("head", "tasks")
 """Parts of the parameters that a model for another task may lack, or have beside."""
 POOLER = re.compile(r"tasks/[^/]+/(transform/.+)")
-"""What stands before a task's last map (BERT's pooler): it is taken over from another task's head."""
+"""What stands before a task's last map (BERT's pooler): taken over from another task's head, whole or not at all."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,15 @@ def graft(own: Params, other: Params) -> Graft | None:
     left = tuple(name for name, shape in theirs.items() if mine.get(name) != shape)
     if any(name.split("/")[0] not in HEADS for name in (*fresh, *left)):
         return None
-    ours, others = _poolers(fresh), _poolers(left)
-    pooler = {ours[p]: others[p] for p in ours if p in others and mine[ours[p]] == theirs[others[p]]}
+    ours, others = _pooler(fresh), _pooler(left)
+    whole = {rest: mine[n] for rest, n in ours.items()} == {rest: theirs[n] for rest, n in others.items()}
+    pooler = {name: others[rest] for rest, name in ours.items()} if whole else {}
     left = tuple(name for name in left if name not in pooler.values())
     return Graft(tuple(name for name in fresh if name not in pooler), left, pooler)
 
 
-def _poolers(names: Iterable[str]) -> dict[str, str]:
-    """By what they are called within their head."""
+def _pooler(names: Iterable[str]) -> dict[str, str]:
+    """What stands before a task's last map, by its name there."""
     return {found[1]: name for name in names if (found := POOLER.fullmatch(name))}
 
 

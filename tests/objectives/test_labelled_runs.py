@@ -21,6 +21,7 @@ from lmx.experiment import EvalConfig, Experiment, TrainConfig
 from lmx.models.config_map import Task
 from lmx.models.families.bert import Bert
 from lmx.models.families.llama import Llama
+from lmx.models.families.modernbert import ModernBert
 from lmx.models.model import init_params, param_shapes
 from lmx.objectives.chat import ChatSft
 from lmx.objectives.classification import Classification
@@ -186,6 +187,15 @@ def test_a_graft_takes_the_pooler_of_another_head(task: Task) -> None:
         np.testing.assert_array_equal(head["transform"]["dense"][part], given)
     if task == "sequence_classification":
         np.testing.assert_array_equal(head["out"]["kernel"], mine["tasks"]["classes"]["out"]["kernel"])
+
+
+def test_a_pooler_of_another_form_is_not_taken_in_part() -> None:
+    sizes = {"vocab": 300, "context": 64, "layers": 1, "width": 16, "heads": 2, "hidden": 32}
+    own, other = (ModernBert(task=t, classes=3, **sizes) for t in ("sequence_classification", "pretraining"))
+    found = graft(*(param_shapes(model.spec()) for model in (own, other)))
+    assert found is not None
+    assert not found.pooler
+    assert "tasks/classes/transform/dense/kernel" in found.fresh
 
 
 def test_a_run_learns_a_chat_and_answers_in_it(tmp_path: Path) -> None:
