@@ -10,9 +10,10 @@ from pathlib import Path
 LONGEST = ("faults", "check_mesh_pairs", "pipeline", "recipes", "families", "sequence", "step_families")
 """The files that take longest, by what follows ``test_``: they start first, so that both processes end together."""
 COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "jax-compiled"
-# Before JAX is imported, and for the processes that tests start too. The second flag halves the time to compile, and
-# the third takes most of the rest; newer compilers do not know it.
+# Before JAX is imported, and for the processes that tests start too. The second flag halves the time to compile, the
+# third takes a little more, and the last, which newer compilers do not know, most of the rest.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+FLAGS += " --xla_llvm_disable_expensive_passes=true"
 if version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_PLATFORMS"] = "cpu"
