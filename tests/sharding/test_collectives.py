@@ -112,6 +112,8 @@ ENTRY %main (a: f32[256,1024], b: bf16[8,128]) -> f32[256,1024] {
   %w = (s32[]{:T(128)}, f32[256,1024]{1,0:T(8,128)}) while(%a), condition=%cond, body=%body
   %s = ((bf16[8,128]{1,0}), bf16[2,128]{1,0}, u32[]) async-start(%b), calls=%inside
   %e = bf16[2,128]{1,0} async-done(%s)
+  %c = ((bf16[8,128]{1,0}, token[]), bf16[2,128]{1,0}) call-start(%b), async_execution_thread="sparsecore", \
+to_apply=%inside, metadata={op_name="jit(f)/reduce_scatter"}
   %o = pred[8]{0} all-gather-start(%b), channel_id=4, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1':(2)2}
   %n = s32[8]{0} ragged-all-to-all(%b, %a, %a, %a), replica_groups={{0,2},{1,3},{4,6},{5,7}}
   ROOT %z = bf16[8,128]{1,0} all-reduce-start(%b), replica_groups={}, use_global_device_ids=true
@@ -124,6 +126,7 @@ def test_asynchronous_forms_and_layouts_as_tpus_have_them() -> None:
     assert collectives(TPU, SHAPE) == [
         Collective("collective-permute", ("a",), 2, 256 * 1024 * 4, 7),
         Collective("reduce-scatter", ("b", "c"), 4, 3 / 4 * b, 1),
+        Collective("reduce-scatter", ("b", "c"), 4, 3 / 4 * b, 1),  # on the SparseCores
         Collective("all-gather", ("c",), 2, b, 1),
         Collective("ragged-all-to-all", ("b",), 2, b / 2, 1),
         Collective("all-reduce", ("a", "b", "c"), 8, 2 * 7 / 8 * b, 1),
