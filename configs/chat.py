@@ -7,7 +7,8 @@ The first needs nothing else: a small model learns from scratch to say what func
 which module they are from, and lmx.load("runs/chat").chat([{"role": "user", "content": "..."}]) asks it. The second
 fine-tunes a model on conversations of your own ({"messages": [{"role": ..., "content": ...}, ...]} on each line), as
 the model's own chat template writes them; take the model's sizes over into this recipe. Printed is the loss on the
-assistant's words alone.
+assistant's words alone. Expect of the first 3.9 nats a held-out token and 40% of the tokens right (always the
+commonest: 7%), in two minutes on two cores: it answers in the form of docstrings, and knows next to nothing.
 """
 
 from dataclasses import replace

@@ -46,7 +46,7 @@ class Score:
       accuracy: share of targets that are the arg-max; None of numbers.
       targets: how many there were.
       bytes: of text.
-      baseline_accuracy: share of targets that are the commonest of them: what guessing one token reaches.
+      baseline_accuracy: what guessing reaches: the share of targets that are the commonest of them; of pairs, one half.
       pair_accuracy: of an objective that asks about pairs of sentences, the share of right answers.
       f1: of classes, the mean over those that there are; of answers, the mean over examples of their tokens'.
     """
@@ -64,7 +64,7 @@ class Score:
 
 def jit_sums(experiment: Experiment, sharding: Sharding) -> Callable[..., Sums]:
     """The compiled sums of one batch: (params, batch, int32 bytes of each token [tokens], the frozen models that the
-    objective reads) -> float32 scalars, and ``counts`` [tokens], how often each token is a target."""
+    objective reads) -> float32 scalars, and except of pairs ``counts`` [tokens], how often each is a target."""
     objective = experiment.objective.evaluated
 
     def sums(params: Params, batch: Batch, token_bytes: jax.Array, frozen: Mapping[str, Frozen]) -> Sums:
@@ -78,7 +78,8 @@ def jit_sums(experiment: Experiment, sharding: Sharding) -> Callable[..., Sums]:
         sums = {"nll": loss.nll, "weight": loss.weight, **measures}
         sums |= {} if objective.targets == "numbers" else {"correct": loss.correct}
         sums |= {"bytes": counted.sum()} if objective.targets == "tokens" else {}
-        return sums | {"counts": counts} | {f"pair_{name}": value for name, value in pairs.items()}
+        sums |= {} if objective.targets == "pairs" else {"counts": counts}
+        return sums | {f"pair_{name}": value for name, value in pairs.items()}
 
     return jax.jit(sums, out_shardings=sharding.replicated())
 
@@ -114,10 +115,15 @@ def score(
         accuracy=totals["correct"] / totals["weight"] if chosen else None,
         targets=round(float(totals["weight"])),
         bytes=int(size or 0),
-        baseline_accuracy=float(np.max(totals["counts"])) / totals["weight"] if chosen else None,
+        baseline_accuracy=_baseline(totals) if chosen else None,
         pair_accuracy=totals["pair_correct"] / asked if asked else None,
         f1=_f1(totals),
     )
+
+
+def _baseline(totals: Totals) -> float:
+    """The share of the commonest target; of pairs, one half."""
+    return float(np.max(totals["counts"])) / totals["weight"] if "counts" in totals else 0.5
 
 
 def _f1(totals: Totals) -> float | None:
@@ -141,7 +147,7 @@ def in_words(score: Mapping[str, Any], prefix: str = "") -> str:
         told += [f"perplexity {found['perplexity']:.2f}", f"{found['bits_per_byte']:.4f} bits per byte"]
     if found["accuracy"] is not None:
         baseline = score[prefix + "baseline_accuracy"]
-        told.append(f"accuracy {found['accuracy']:.1%} (the commonest alone: {baseline:.1%})")
+        told.append(f"accuracy {found['accuracy']:.1%} (guessing: {baseline:.1%})")
     if (pairs := score.get(prefix + "pair_accuracy")) is not None:
         told.append(f"pairs {pairs:.1%}")
     return ", ".join(told + ([f"F1 {found['f1']:.4f}"] if found["f1"] is not None else []))

@@ -16,7 +16,7 @@ from lmx.kernels.cross_entropy import LossSums
 from lmx.models.config import ModelConfig
 from lmx.models.config_map import Task
 from lmx.objectives.labelled import EIGHT, ExampleRows, Labelled, check_classes, class_measures, segment_count
-from lmx.objectives.objective import Batch
+from lmx.objectives.objective import Batch, Targets
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Regression(Labelled):
     """What becomes of examples that take more than a row: their ends are cut, or they are left out; either is
     counted."""
 
-    targets: ClassVar[Literal["tokens", "classes", "numbers"]] = "numbers"
+    targets: ClassVar[Targets] = "numbers"
     task: ClassVar[Task] = "sequence_classification"
     problem: ClassVar[str] = "regression"
 

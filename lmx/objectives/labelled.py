@@ -25,7 +25,7 @@ from lmx.models.model import Inputs, encode, task
 from lmx.models.specs import ModelSpec, Remat
 from lmx.nn.head import Pool, SequenceHead, TaskHead
 from lmx.nn.module import Params
-from lmx.objectives.objective import Batch, Frozen, Objective
+from lmx.objectives.objective import Batch, Frozen, Objective, Targets
 from lmx.objectives.vocabulary import Vocabulary
 
 EIGHT = 8
@@ -39,7 +39,7 @@ class Labelled(Objective):
     """Base class. ``task`` is the model's that it needs, ``whole_text`` whether its head answers for a text, and
     ``whole_rows`` whether an example's loss looks at more than one of its positions."""
 
-    targets: ClassVar[Literal["tokens", "classes", "numbers"]] = "classes"
+    targets: ClassVar[Targets] = "classes"
     framed: ClassVar[bool] = True
     task: ClassVar[Task]
     whole_text: ClassVar[bool] = True

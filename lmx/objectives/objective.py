@@ -37,16 +37,20 @@ class Frozen:
     params: Params
 
 
+Targets = Literal["tokens", "classes", "numbers", "pairs"]
+
+
 @dataclass(frozen=True)
 class Objective(abc.ABC):
     """Base class of the objectives.
 
-    ``targets`` says what is learned: tokens of text, classes (or places), of which one is right, or numbers.
+    ``targets`` says what is learned: tokens of text, classes (or places), of which one is right, numbers, or which of a
+    pair is better.
     ``framed`` says that each text comes with what the tokenizer puts around prompts, as labelled examples do;
     ``problem`` is what Hugging Face calls the problem of a head for whole texts (``problem_type``).
     """
 
-    targets: ClassVar[Literal["tokens", "classes", "numbers"]] = "tokens"
+    targets: ClassVar[Targets] = "tokens"
     framed: ClassVar[bool] = False
     problem: ClassVar[str] = ""
 

@@ -19,7 +19,7 @@ from lmx.models.lockstep import score_layers
 from lmx.models.model import Inputs, apply, readout
 from lmx.models.specs import ModelSpec, Remat
 from lmx.nn.module import Params
-from lmx.objectives.objective import Batch, Frozen, Objective, check_decoder
+from lmx.objectives.objective import Batch, Frozen, Objective, Targets, check_decoder
 from lmx.objectives.vocabulary import Vocabulary
 
 REFERENCE = "reference"
@@ -141,6 +141,7 @@ class Preference(Objective):
     """Learns from pairs of completions (the source Preferences). ``accuracy`` is the share of pairs in which the chosen
     one is ahead of the rejected one, against the reference where the loss has one."""
 
+    targets: ClassVar[Targets] = "pairs"
     preference: PreferenceLoss = field(default_factory=Dpo)
     """The loss: Dpo(), Ipo(), Hinge(), SimPo() or Orpo()."""
     reference: str = ""

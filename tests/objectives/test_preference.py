@@ -127,6 +127,8 @@ def test_training_learns_what_was_chosen(data: DataConfig, tmp_path: Path, monke
     referred = replace(base, train=steps, objective=Preference(Dpo(0.5)), init_from=str(tmp_path / "start"))
     summary = train(referred, tmp_path / "run")
     assert summary["eval_accuracy"] == 1
+    assert summary["eval_baseline_accuracy"] == 0.5
+    assert summary.get("eval_perplexity") is summary.get("eval_bits_per_byte") is None  # of pairs, not of text
     assert summary["eval_loss"] < 0.3 < np.log(2)
     with pytest.raises(UserError, match="names no model, and init_from none"):
         train(replace(referred, init_from=""), tmp_path / "other")
