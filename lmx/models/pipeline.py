@@ -88,7 +88,7 @@ class Work:
     @property
     def parts(self) -> list[Sublayer]:
         """The sublayers of the segment's pattern."""
-        return [p for block in self.segment.pattern for s in block.sublayers for p in s.parts.values()]
+        return [part for block in self.segment.pattern for part in block.parts]
 
     @property
     def part(self) -> Segment:

@@ -24,6 +24,11 @@ class BlockSpec:
     sublayers: tuple[Sublayer, ...]
     depth: StochasticDepth | None = None
 
+    @property
+    def parts(self) -> tuple[Sublayer, ...]:
+        """The sublayers, and in the place of one that runs others, those."""
+        return tuple(part for sublayer in self.sublayers for part in sublayer.parts.values())
+
     def names(self) -> tuple[str, ...]:
         """The sublayers' keys in the parameters: their names, numbered where one comes again."""
         seen = [s.name for s in self.sublayers]
@@ -77,7 +82,7 @@ class StackSpec:
 
     def masks(self) -> frozenset[Mask]:
         """Those of its self-attention."""
-        parts = (part for s in self.segments for b in s.pattern for sub in b.sublayers for part in sub.parts.values())
+        parts = (part for s in self.segments for block in s.pattern for part in block.parts)
         return frozenset(part.scores.mask for part in parts if part.scores and not part.scores.memory)
 
     @property

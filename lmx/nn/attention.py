@@ -17,7 +17,7 @@ from lmx.nn.linear import Linear
 from lmx.nn.module import Part, dropout, parameter
 from lmx.nn.norm import Norm, build_norm
 from lmx.nn.position import Rope
-from lmx.nn.sublayer import Scores, Sublayer
+from lmx.nn.sublayer import Attending, Scores
 from lmx.sharding.rules import constrain, exchange
 
 HEADS = ("act_batch", "act_length", "act_heads", None)
@@ -32,7 +32,7 @@ CACHED_VALUES = ("act_cache_batch", "act_cache_kv_heads", "act_cache_length", No
 
 
 @dataclass(frozen=True)
-class MultiHead(Sublayer):
+class MultiHead(Attending):
     """Base class: ``heads`` of queries over ``kv_heads`` of keys and values (equal: MHA; fewer: GQA; one: MQA)."""
 
     heads: int = 12
@@ -44,17 +44,6 @@ class MultiHead(Sublayer):
     """A bias on the output map."""
     scale: float | None = None
     """Multiplies the scores; 1 / sqrt(head_dim) by default."""
-    attention_dropout: float = 0.0
-    """Dropout on the attention probabilities."""
-
-    @property
-    def draws(self) -> bool:
-        """Also attention probabilities."""
-        return super().draws or self.attention_dropout > 0
-
-    def by_rows(self, training: bool) -> str:
-        """Dropout of the probabilities."""
-        return "dropout of attention probabilities" if training and self.attention_dropout else ""
 
 
 class MultiHeadModule(nnx.Module):

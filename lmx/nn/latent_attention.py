@@ -17,14 +17,14 @@ from lmx.nn.linear import Linear
 from lmx.nn.module import Part, dropout
 from lmx.nn.norm import Norm, RmsNorm
 from lmx.nn.position import Rope
-from lmx.nn.sublayer import Scores, Sublayer
+from lmx.nn.sublayer import Attending, Scores
 from lmx.sharding.rules import constrain, exchange
 
 CACHED_LATENT = ("act_cache_batch", None, "act_cache_length")
 
 
 @dataclass(frozen=True)
-class LatentAttention(Sublayer):
+class LatentAttention(Attending):
     """Keys and values of all heads come from one small latent, the only thing cached beside one rotated key.
 
     A query and a key have ``nope_dim`` dimensions without position and ``rope_dim`` with it; the rotated key is one
@@ -46,17 +46,6 @@ class LatentAttention(Sublayer):
     latent_norm: Norm = field(default_factory=RmsNorm)
     bias: bool = False
     """Biases on the maps from the input to the latents, and on the output map."""
-    attention_dropout: float = 0.0
-    """Dropout on the attention probabilities."""
-
-    @property
-    def draws(self) -> bool:
-        """Also attention probabilities."""
-        return super().draws or self.attention_dropout > 0
-
-    def by_rows(self, training: bool) -> str:
-        """Dropout of the probabilities."""
-        return "dropout of attention probabilities" if training and self.attention_dropout else ""
 
     @property
     def name(self) -> str:

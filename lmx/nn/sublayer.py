@@ -90,3 +90,20 @@ class Sublayer(abc.ABC):
         ``params`` are stacked ([layers, ...]), ``told`` what the sublayer told in that step, [layers, ...] too.
         """
         return params
+
+
+@dataclass(frozen=True)
+class Attending(Sublayer):
+    """Base class of the sublayers that attend."""
+
+    attention_dropout: float = 0.0
+    """Dropout on the attention probabilities."""
+
+    @property
+    def draws(self) -> bool:
+        """Also attention probabilities."""
+        return super().draws or self.attention_dropout > 0
+
+    def by_rows(self, training: bool) -> str:
+        """Dropout of the probabilities."""
+        return "dropout of attention probabilities" if training and self.attention_dropout else ""

@@ -38,6 +38,7 @@ class Frozen:
 
 
 Targets = Literal["tokens", "classes", "numbers", "pairs"]
+"""What an objective learns: see :class:`Objective`."""
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ class _Step:
         yield self.term(axes, 2 * count, self.tokens() * self.spec.width * self.itemsize, "hidden states")
 
     def sublayers(self) -> list[Sublayer]:
-        return [part for block in self.spec.stack.blocks() for s in block.sublayers for part in s.parts.values()]
+        return [part for block in self.spec.stack.blocks() for part in block.parts]
 
     def layers(self) -> Iterator[Term]:
         """What attention and experts exchange."""

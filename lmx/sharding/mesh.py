@@ -121,10 +121,10 @@ def across_slices(sizes: Mapping[str, int], slices: int) -> dict[str, int]:
       UserError: they cannot cover the slices.
     """
     stages, over = divmod(slices, sizes["slice"])
-    if over or sizes["stage"] % max(stages, 1):
+    if over or sizes["stage"] % stages:
         raise UserError(
             f"the devices are in {slices} slices, but mesh.slice is {sizes['slice']} and mesh.stage {sizes['stage']}; "
-            f"set mesh.slice to {slices}, or for a pipeline across slices mesh.stage to a multiple of {slices}"
+            f"set mesh.slice to {slices}, or to 1 and mesh.stage to a multiple of {slices} for a pipeline across them"
         )
     return {"slice": sizes["slice"], "stage": stages}
 

@@ -130,5 +130,7 @@ def test_a_pipeline_goes_across_slices() -> None:
 
 @pytest.mark.parametrize("config", [MeshConfig(data=16, tensor=8), MeshConfig(slice=4, data=8, tensor=4)])
 def test_what_does_not_cover_the_slices_is_refused(config: MeshConfig) -> None:
-    with pytest.raises(UserError, match=r"in 2 slices, but mesh.slice is \d and mesh.stage 1; set mesh.slice to 2, or"):
+    with pytest.raises(
+        UserError, match=r"in 2 slices, but mesh.slice is \d and mesh.stage 1; set mesh.slice to 2, or to 1 and"
+    ):
         build_mesh(config, chips(2))
