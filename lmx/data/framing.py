@@ -89,6 +89,12 @@ class Frames:
         """The end token before each text."""
         return cls(Frame.plain(end, 1), Frame.plain(end, 2))
 
+    @classmethod
+    def bert(cls, start: int, end: int) -> "Frames":
+        """``start a end``, and ``start a end b end`` with the type 1 from b on (Devlin et al. 2018, figure 2)."""
+        single = Frame(((start,), (end,)), ((0,), (0,)), (0,))
+        return cls(single, Frame(((start,), (end,), (end,)), ((0,), (0,), (1,)), (0, 1)))
+
     def of_pairs(self) -> Frame:
         """That of pairs. Raises UserError if they are not read."""
         if self.pair is None:

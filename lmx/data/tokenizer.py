@@ -17,6 +17,11 @@ from lmx.data.config import TokenizerFile
 from lmx.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+MASK, CLS, SEP = "[MASK]", "[CLS]", "[SEP]"
+ROLES = {"mask_token": MASK, "cls_token": CLS, "sep_token": SEP}
+"""What transformers calls the special tokens that encoders need, and what they are called in a trained tokenizer."""
+BPE_VERSION = 2
+"""Of what :func:`train_bpe` makes of its arguments: a cache of trained tokenizers goes by it."""
 KNOWN_ENDS = (
     END_OF_TEXT,
     "</s>",
@@ -24,7 +29,7 @@ KNOWN_ENDS = (
     "<|end_of_text|>",
     "<|im_end|>",
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
-    "[SEP]",
+    SEP,
 )
 BATCH_BYTES = 1 << 20
 SETTINGS = "tokenizer_config.json"
@@ -192,10 +197,12 @@ def train_bpe(
 ) -> TextTokenizer:
     """A byte-level BPE with the special token ``<|endoftext|>``, then ``special_tokens``; the same texts give the same.
 
+    With [CLS] and [SEP] among them, it puts these around texts and pairs, as BERT's does; with none, nothing.
+
     Raises:
       UserError: ``vocab_size`` has no room for the 256 bytes and the special tokens.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     from lmx.data.tokenizer_json import HuggingFaceTokenizer
 
@@ -220,7 +227,12 @@ def train_bpe(
         show_progress=progress,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return HuggingFaceTokenizer(tokenizer.to_str(), END_OF_TEXT)
+    known = {role: token for role, token in ROLES.items() if token in special_tokens}
+    if CLS in special_tokens and SEP in special_tokens:
+        ids = [(token, tokenizer.token_to_id(token)) for token in (CLS, SEP)]
+        single, pair = f"{CLS} $A {SEP}", f"{CLS} $A {SEP} $B:1 {SEP}:1"
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
+    return HuggingFaceTokenizer(tokenizer.to_str(), END_OF_TEXT, known)
 
 
 def open_tokenizer(config: TokenizerFile) -> TextTokenizer:

@@ -100,7 +100,7 @@ def _run(path: Path) -> Source:
         return _cast(params, dtype), at
 
     before, own = spec.encoder is None, load_tokenizer(run.tokenizer)
-    framed = experiment.objective.framed
+    framed = experiment.objective.evaluated.framed
     template = find_template(run.tokenizer, own.special_tokens)
     ending = None if template is None else template.turn_end(own)
     return Source(

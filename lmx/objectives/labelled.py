@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmx.data.framing import Framed, Frames, as_prompted
+from lmx.data.framing import Framed, Frames
 from lmx.data.layout import Layout, Other, Piece, Row, Whole
 from lmx.errors import UserError
 from lmx.kernels.cross_entropy import LossSums
@@ -58,8 +58,7 @@ class Labelled(Objective):
 
     def layout(self, vocabulary: Vocabulary, spec: ModelSpec, length: int) -> Layout:
         """Rows of whole examples."""
-        before, known = spec.encoder is None, vocabulary.tokenizer
-        frames = Frames.plain(vocabulary.end) if known is None else Frames.of(as_prompted(known, before=before))
+        frames = vocabulary.frames(before=spec.encoder is None)
         start = None if spec.encoder is None else spec.encoder.decoder_start
         typed = (spec.encoder or spec).embedding.types > 1
         return self.rows(length, frames, typed, start, head_of(spec).outputs)

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lmx.data.framing import Frames
 from lmx.data.layout import Layout, Other, Piece, Row
+from lmx.data.tokenizer import MASK
 from lmx.errors import UserError
 from lmx.kernels.cross_entropy import LossSums
 from lmx.models.config import ModelConfig
@@ -22,7 +24,6 @@ from lmx.objectives.objective import Batch, Reading, TokenLoss, TokenPrediction
 from lmx.objectives.sentences import NextSentence, Sentences
 from lmx.objectives.vocabulary import Vocabulary
 
-MASK = "[MASK]"
 EIGHT = 8
 """Places of a row come in eights, so that the meshes that split a row's length split them too."""
 PAIR_POSITIONS = 64
@@ -33,6 +34,7 @@ PAIR_POSITIONS = 64
 class MaskedLm(TokenPrediction):
     """Cross-entropy of the tokens that were masked, given all others of their document."""
 
+    framed: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = True
 
     rate: float = 0.15
@@ -73,7 +75,7 @@ class MaskedLm(TokenPrediction):
 
     def layout(self, vocabulary: Vocabulary, spec: ModelSpec, length: int) -> Layout:
         """Rows of texts with masked tokens."""
-        return MaskedRows(length, self, vocabulary, spec.embedding.types > 1)
+        return MaskedRows(length, self, vocabulary, vocabulary.frames(before=True), spec.embedding.types > 1)
 
     def reading(self, spec: ModelSpec, batch: Batch) -> Reading:
         """Every position."""
@@ -130,11 +132,12 @@ class MaskedRows(Layout):
 
     objective: MaskedLm
     vocabulary: Vocabulary
+    frames: Frames
     typed: bool = False
 
     def room(self, count: int) -> int:
-        """The predictions, and what stands around pairs."""
-        return count + self.objective.sentences.extra
+        """The predictions, and what stands around them."""
+        return count + self.objective.sentences.extra(self.frames)
 
     @property
     def slots(self) -> int:
@@ -153,7 +156,7 @@ class MaskedRows(Layout):
         """Each piece's text, masked on its own."""
         row, at, used = self.empty(), 0, 0
         for segment, piece in enumerate(pieces, start=1):
-            text = self.objective.sentences.text(piece, self.vocabulary, rng, other)
+            text = self.objective.sentences.text(piece, self.frames, rng, other)
             place = slice(at, at + len(text.tokens))
             masked = self._mask(text.tokens, text.maskable, self.slots - used, rng)
             slots = slice(used, used + len(masked[1]))

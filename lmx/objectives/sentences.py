@@ -1,12 +1,14 @@
 """What a masked language model reads: a piece of text, or two sentences, to tell how they belong together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from lmx.data.framing import Frames
 from lmx.data.layout import Other, Piece
-from lmx.objectives.vocabulary import Vocabulary
+from lmx.data.tokenizer import CLS, SEP
 
 
 class Text(NamedTuple):
@@ -21,7 +23,7 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True)
 class Sentences:
-    """Base class, and what there is without a question: a piece of a document, the end token before its first."""
+    """Base class, and what there is without a question: a piece of a document as a text is read by itself."""
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
@@ -33,21 +35,19 @@ class Sentences:
         """Whether there is a question."""
         return bool(self.special_tokens)
 
-    @property
-    def extra(self) -> int:
-        """Positions that a piece takes beside its predictions."""
-        return 0
+    def extra(self, frames: Frames) -> int:
+        """Special tokens around a piece at the most."""
+        return frames.single.extra
 
-    def text(self, piece: Piece, vocabulary: Vocabulary, rng: np.random.Generator, other: Other) -> Text:
+    def text(self, piece: Piece, frames: Frames, rng: np.random.Generator, other: Other) -> Text:
         """What stands for a piece."""
-        tokens = piece.tokens[:-1]
-        maskable = np.arange(len(tokens)) >= int(piece.first)
-        return Text(tokens, np.zeros_like(tokens), maskable)
+        return framed(frames, [piece.body])
 
 
 @dataclass(frozen=True)
 class SentenceOrder(Sentences):
-    """Pairs of neighbours, half of them exchanged (Lan et al. 2019, ALBERT, 3.1): ``[CLS] a [SEP] b [SEP]``.
+    """Pairs of neighbours, half of them exchanged (Lan et al. 2019, ALBERT, 3.1), as the tokenizer frames pairs:
+    ``[CLS] a [SEP] b [SEP]``.
 
     A piece is cut between a quarter and three quarters of it, so that both parts are long enough to tell.
     """
@@ -55,21 +55,21 @@ class SentenceOrder(Sentences):
     @property
     def special_tokens(self) -> tuple[str, ...]:
         """What stands before the pair, and after each part."""
-        return "[CLS]", "[SEP]"
+        return CLS, SEP
 
-    @property
-    def extra(self) -> int:
-        """The three special tokens."""
-        return 3
+    def extra(self, frames: Frames) -> int:
+        """Those around a pair."""
+        return max(frames.of_pairs().extra, frames.single.extra)
 
-    def text(self, piece: Piece, vocabulary: Vocabulary, rng: np.random.Generator, other: Other) -> Text:
+    def text(self, piece: Piece, frames: Frames, rng: np.random.Generator, other: Other) -> Text:
         """A pair; a piece of a single token has no second part and no question."""
         body = piece.body
         if len(body) < 2:
-            return joined(body, body[:0], 0, vocabulary)
+            return framed(frames, [body])
         low, high = max(1, len(body) // 4), max(1, 3 * len(body) // 4)
         cut = int(rng.integers(low, high + 1))
-        return joined(*self.pair(body[:cut], body[cut:], rng, other), vocabulary)
+        first, second, answer = self.pair(body[:cut], body[cut:], rng, other)
+        return framed(frames, [first, second], answer)
 
     def pair(
         self, first: np.ndarray, second: np.ndarray, rng: np.random.Generator, other: Other
@@ -93,12 +93,11 @@ class NextSentence(SentenceOrder):
         return first, found[start : start + len(second)], 2
 
 
-def joined(first: np.ndarray, second: np.ndarray, answer: int, vocabulary: Vocabulary) -> Text:
-    """``[CLS] first [SEP] second [SEP]``; ``[CLS] first [SEP]`` if the second is empty."""
-    start, end = vocabulary.special["[CLS]"], vocabulary.special["[SEP]"]
-    one, two = np.array([start], np.int32), np.array([end], np.int32)
-    parts = [one, first, two, *([second, two] if len(second) else [])]
-    tokens = np.concatenate(parts).astype(np.int32)
-    types = (np.arange(len(tokens)) > len(first) + 1).astype(np.int32)
-    text = np.concatenate([np.full(len(part), index % 2 == 1) for index, part in enumerate(parts)])
-    return Text(tokens, types, text, answer)
+def framed(frames: Frames, parts: Sequence[np.ndarray], answer: int = 0) -> Text:
+    """One or two parts in their frame; all of them may be masked, and nothing of the frame."""
+    frame = frames.single if len(parts) == 1 else frames.of_pairs()
+    tokens, types, starts = frame.around(parts)
+    maskable = np.zeros(len(tokens), bool)
+    for start, part in zip(starts, parts, strict=True):
+        maskable[start : start + len(part)] = True
+    return Text(tokens, types, maskable, answer)

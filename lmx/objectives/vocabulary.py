@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lmx.data.tokenizer import TextTokenizer
+from lmx.data.framing import Frames, as_prompted
+from lmx.data.tokenizer import CLS, MASK, SEP, TextTokenizer
 from lmx.errors import UserError
 
 OTHER_NAMES = {
-    "[MASK]": ("mask_token", "<mask>"),
-    "[CLS]": ("cls_token", "<s>"),
-    "[SEP]": ("sep_token", "</s>"),
+    MASK: ("mask_token", "<mask>"),
+    CLS: ("cls_token", "<s>"),
+    SEP: ("sep_token", "</s>"),
     "<|fim_prefix|>": ("<fim_prefix>", "<fim-prefix>", "<PRE>", "▁<PRE>"),
     "<|fim_suffix|>": ("<fim_suffix>", "<fim-suffix>", "<SUF>", "▁<SUF>"),
     "<|fim_middle|>": ("<fim_middle>", "<fim-middle>", "<MID>", "▁<MID>"),
@@ -58,6 +59,15 @@ class Vocabulary:
     def invented(cls, size: int, names: Sequence[str]) -> "Vocabulary":
         """One without text, for random tokens: the end is 0, and the special tokens come next."""
         return cls(size, 0, {name: index for index, name in enumerate(names, start=1)})
+
+    def frames(self, *, before: bool) -> Frames:
+        """What stands around texts and pairs of them: what the tokenizer puts there, or, if it puts nothing, its end
+        token (``before`` them, or after)."""
+        if self.tokenizer is not None:
+            return Frames.of(as_prompted(self.tokenizer, before=before))
+        if CLS in self.special and SEP in self.special:
+            return Frames.bert(self.special[CLS], self.special[SEP])
+        return Frames.plain(self.end)
 
     @functools.cached_property
     def _word_ends(self) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Objectives on prepared data: the same batches however they are read, and clear words where something does not fit."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,22 +10,27 @@ import numpy as np
 import pytest
 
 from lmx.data.config import AlignedFiles, DataConfig, Docstrings, TokenizerFile
+from lmx.data.layout import Piece
 from lmx.data.loader import Loader
 from lmx.data.prepare import prepare
 from lmx.data.rows import held_out_rows, train_rows
+from lmx.data.tokenizer import TextTokenizer, load_tokenizer, train_bpe
 from lmx.errors import UserError
 from lmx.experiment import Experiment, TrainConfig
 from lmx.models.config import ModelConfig
 from lmx.models.families.bert import Bert
 from lmx.models.families.gpt2 import Gpt2
 from lmx.models.families.t5 import T5
+from lmx.objectives.classification import Classification
 from lmx.objectives.denoising import Denoisers, PrefixLm, SpanCorruption
 from lmx.objectives.fill_in_the_middle import FillInTheMiddle
+from lmx.objectives.labelled import ExampleRows
 from lmx.objectives.masked_lm import MaskedLm, Nsp
 from lmx.objectives.masking import WholeWords
 from lmx.objectives.next_token import NextToken
 from lmx.objectives.objective import Objective
 from lmx.objectives.seq_to_seq import SeqToSeq
+from lmx.objectives.vocabulary import Vocabulary
 
 BERT = Bert(vocab=384, context=64, layers=1, width=16, heads=2, hidden=32, task="pretraining")
 SIZES: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 1, "heads": 2, "head_dim": 8, "hidden": 32}
@@ -86,6 +92,48 @@ def test_masks_are_new_in_each_epoch(documents: DataConfig) -> None:
     first, later = rows[0], rows[epoch]
     assert np.array_equal(first["segment_ids"], later["segment_ids"])
     assert not np.array_equal(first["slots"], later["slots"])
+
+
+@pytest.mark.parametrize("kind", ["trained", "bert", "roberta"])
+def test_texts_and_pairs_are_framed_as_they_are_when_fine_tuned(kind: str, tmp_path: Path) -> None:
+    tokenizer, start, between, end = framing_tokenizer(kind, tmp_path)
+    names = ("[MASK]", "[CLS]", "[SEP]")
+    vocabulary, text = Vocabulary.of(tokenizer, names), tokenizer.encode("the cat the cat the cat")
+    ends = [tokenizer.end_id]
+    piece = Piece(np.array([*ends, *text, *ends], np.int32))
+    single, pairs = (
+        unmasked(objective.layout(vocabulary, BERT.spec(), 64).row([piece], np.random.default_rng(3), lambda rng: None))
+        for objective in (MaskedLm(), Nsp())
+    )
+    whole = [*start, *text, *end]
+    assert single == whole == tokenizer.encode_prompts(["the cat the cat the cat"])[0].ids
+    cuts = ([*start, *text[:i], *between, *text[i:], *end] for i in range(1, len(text)))
+    assert pairs in list(cuts)
+    tuned = Classification().layout(vocabulary, replace(BERT, task="sequence_classification").spec(), 64)
+    assert isinstance(tuned, ExampleRows)
+    assert tuned.framed(Piece(np.array(text, np.int32))).tokens.tolist() == whole
+
+
+def framing_tokenizer(kind: str, directory: Path) -> tuple[TextTokenizer, list[int], list[int], list[int]]:
+    """A tokenizer, and what stands before a text, between two, and at the end."""
+    if kind == "trained":
+        tokenizer = train_bpe(iter(["the cat " * 20]), 300, ("[MASK]", "[CLS]", "[SEP]"))
+        tokenizer.save(directory)
+        return load_tokenizer(directory), [2], [3], [3]
+    if kind == "bert":
+        write(directory / "vocab.txt", ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat"])
+        return load_tokenizer(directory), [2], [3], [3]
+    letters = {letter: index for index, letter in enumerate("thecaĠb", start=3)}
+    (directory / "vocab.json").write_text(json.dumps({"<s>": 0, "</s>": 1, "<mask>": 2, **letters}))
+    write(directory / "merges.txt", ["#version: 0.2"])
+    return load_tokenizer(directory), [0], [1, 1], [1]
+
+
+def unmasked(row: dict[str, np.ndarray]) -> list[int]:
+    """The tokens of a row before any was masked."""
+    tokens, real = row["tokens"].copy(), row["target_segments"] > 0
+    tokens[row["slots"][real]] = row["targets"][real]
+    return [int(token) for token in tokens[row["segment_ids"] > 0]]
 
 
 def test_pairs_come_whole_and_belong_together(pairs: DataConfig) -> None:

@@ -165,7 +165,8 @@ def test_half_of_the_pairs_have_a_second_part_from_elsewhere(text: np.ndarray, o
     else:
         joined = ",".join(map(str, others.tolist()))
         assert ",".join(map(str, second)) in joined
-    swapped = SentenceOrder().text(piece(text), vocabulary(objective), np.random.default_rng(seed), nobody)
+    frames = vocabulary(objective).frames(before=True)
+    swapped = SentenceOrder().text(piece(text), frames, np.random.default_rng(seed), nobody)
     body = swapped.tokens[swapped.maskable].tolist()
     assert sorted(body) == sorted(text.tolist())
 
