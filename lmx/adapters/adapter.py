@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from lmx.adapters.kernels import Added, LowRank, Merged, column_norms
+from lmx.adapters.kernels import Added, LowRank, Merged, Summed, column_norms
 from lmx.adapters.quantized import KINDS
 from lmx.errors import UserError
 from lmx.models.model import cast_floats
@@ -22,6 +22,8 @@ from lmx.sharding.rules import LogicalAxes
 BaseDtype = Literal["float32", "bfloat16", "int8", "nf4"]
 LEAVES = ("a", "b", "magnitude")
 """Of an adapter, in the place of a kernel."""
+TABLE = ("vocab", "embed")
+"""The logical axes of a table of tokens."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Whole(Adapter):
 class Lora(Adapter):
     """LoRA (Hu et al. 2021): hidden matrices W become ``W + alpha / rank * a @ b``, and only a and b are trained.
 
+    With ``table_rank`` the tables of tokens have adapters too: what a text has of words of its own is learned there.
     With the base in int8 or nf4 this is QLoRA (Dettmers et al. 2023). The run's ``init_from`` is the base.
     """
 
@@ -79,6 +82,8 @@ class Lora(Adapter):
     """Columns of a and rows of b."""
     alpha: float = 16.0
     """The product a @ b is multiplied by alpha / rank."""
+    table_rank: int = 0
+    """Columns of a and rows of b of the tables of tokens, which are scaled as the others are; 0 leaves the tables."""
     targets: tuple[str, ...] = ("*",)
     """Which hidden matrices of the stacks: patterns of their names, as '*attention/query/kernel'."""
     dropout: float = 0.0
@@ -98,6 +103,8 @@ class Lora(Adapter):
         if self.rank < 1 or not self.alpha > 0:
             given = f"adapter.rank is {self.rank} and adapter.alpha {self.alpha}"
             raise UserError(f"{given}, expected a rank of at least 1 and an alpha above 0")
+        if self.table_rank < 0:
+            raise UserError(f"adapter.table_rank is {self.table_rank}, expected 0 (none) or more")
         if not 0 <= self.dropout < 1:
             raise UserError(f"adapter.dropout is {self.dropout}, expected a share from 0 to below 1")
         check_patterns("adapter.targets", self.targets, list(eligible))
@@ -110,14 +117,18 @@ class Lora(Adapter):
             )
 
     def adapt(self, params: Params, axes: Params, key: jax.Array) -> Params:
-        """The base as it is stored, with an adapter in the place of each target: a is random, b is 0."""
-        eligible = self._kernels(axes)
+        """The base as it is stored, with an adapter in the place of each target: a is random, b is 0; of a table, a is
+        0, so that each token begins to change by itself."""
+        eligible, tables = self._kernels(axes), self._tables(axes)
         order = {name: i for i, name in enumerate(name for name in eligible if matches(name, self.targets))}
 
         def one(path: Any, kernel: jax.Array) -> Any:
             name = name_of(path)
             if name not in eligible:
-                return kernel if matches(name, self.also) or self.base == "float32" else _low(path, kernel)
+                whole = matches(name, self.also) or self.base == "float32"
+                base = kernel if whole else _low(path, kernel)
+                place = len(order) + tables.index(name) if name in tables else None
+                return base if place is None else self._new_table(base, jax.random.fold_in(key, place))
             base = self._stored(kernel, eligible[name])
             if name not in order:
                 return base
@@ -127,10 +138,12 @@ class Lora(Adapter):
 
     def axes(self, axes: Params) -> Params:
         """See :class:`Adapter`."""
-        eligible = self._kernels(axes)
+        eligible, tables = self._kernels(axes), self._tables(axes)
 
         def one(path: Any, own: LogicalAxes) -> Any:
             name = name_of(path)
+            if name in tables:
+                return self._table_node(own, (own[0], "rank"), ("rank", own[1]))
             if name not in eligible:
                 return own
             matrix = eligible[name]
@@ -151,6 +164,12 @@ class Lora(Adapter):
         """The hidden matrices that an adapter may go beside."""
         return {name: matrix for name, matrix in matrices(axes).items() if name.endswith("/kernel")}
 
+    def _tables(self, axes: Params) -> list[str]:
+        """The tables that have an adapter."""
+        leaves = jax.tree.leaves_with_path(axes, is_leaf=is_axes)
+        found = [name_of(path) for path, own in leaves if own == TABLE]
+        return [name for name in found if not matches(name, self.also)] if self.table_rank else []
+
     def _stored(self, kernel: jax.Array, matrix: Matrix) -> Any:
         """The base's kernel."""
         if self.base in KINDS:
@@ -169,6 +188,15 @@ class Lora(Adapter):
         kind = Added if matrix.lead == 1 else Merged
         return kind(base, a, b, self._magnitude(magnitude), None, matrix.inputs, self.scale, self.dropout)
 
+    def _new_table(self, base: jax.Array, key: jax.Array) -> Summed:
+        vocab, width = base.shape
+        bound = width**-0.5
+        b = jax.random.uniform(key, (self.table_rank, width), minval=-bound, maxval=bound)
+        return self._table_node(base, jnp.zeros((vocab, self.table_rank)), b)
+
+    def _table_node(self, base: Any, a: Any, b: Any) -> Summed:
+        return Summed(base, a, b, None, None, 1, self.scale, 0.0)
+
     def _magnitude(self, magnitude: Any) -> Any:
         return None
 
@@ -180,7 +208,8 @@ class Lora(Adapter):
 
 @dataclass(frozen=True)
 class Dora(Lora):
-    """DoRA (Liu et al. 2024): LoRA for the directions of a matrix's columns, and their lengths trained beside it."""
+    """DoRA (Liu et al. 2024): LoRA for the directions of a matrix's columns, and their lengths trained beside it;
+    tables of tokens have no lengths."""
 
     def _magnitude(self, magnitude: Any) -> Any:
         return magnitude

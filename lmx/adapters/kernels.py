@@ -103,7 +103,14 @@ class Merged(LowRank):
     """Is summed where a layer begins: for kernels of experts, which layers multiply by in ways of their own."""
 
 
-for _kind in (Added, Merged):
+class Summed(LowRank):
+    """Is summed wherever it is read: for tables of tokens, which are looked up and multiplied by outside of layers."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.dense(self.a.dtype)[index]
+
+
+for _kind in (Added, Merged, Summed):
     jax.tree_util.register_dataclass(_kind, DATA, META)
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,71 +10,38 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from lmx.adapters.adapter import LEAVES, Dora, Lora
+from lmx.adapters.peft_modules import (
+    LENGTHS,
+    LINEAR,
+    PREFIX,
+    TABLE,
+    Arrays,
+    Module,
+    Table,
+    arrays_at,
+    found_pair,
+    is_table,
+    linear_arrays,
+    module_of,
+    table_arrays,
+)
 from lmx.checkpoint.huggingface.export import write_json
 from lmx.checkpoint.huggingface.files import read_header, write_file
-from lmx.checkpoint.huggingface.plan import Holder, flat, make_plan
+from lmx.checkpoint.huggingface.plan import flat, make_plan
 from lmx.checkpoint.huggingface.tensors import InFiles, read_json, some
 from lmx.errors import LmxError, UserError
 from lmx.models.config import ModelConfig
 from lmx.nn.module import Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
+TIED = "embed_tokens"
+"""The one name by which PEFT knows an embedding whose adapter a tied head shares."""
 OTHERS = (
     *("layer_replication", "trainable_token_indices", "use_qalora", "lora_bias", "target_parameters", "kasa_config"),
     *("modules_to_save", "use_bdlora", "arrow_config", "alora_invocation_tokens", "velora_config", "monteclora_config"),
 )
 """Entries of PEFT's configuration that change what is computed, and that are not read here."""
 TASKS = {"token_prediction": "CAUSAL_LM", "sequence_classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}
-
-
-Arrays = dict[str, np.ndarray]
-"""An adapter's: ``a``, ``b`` and DoRA's ``magnitude``."""
-
-
-@dataclass(frozen=True)
-class Module:
-    """A linear module that has an adapter: one tensor of the base, and the parameters side by side in it.
-
-    Attributes:
-      name: the module's, as transformers has it.
-      holder: the base's tensor.
-      own: for each of the tensor's parameters its adapter's arrays of this layer, or None where it has none.
-    """
-
-    name: str
-    holder: Holder
-    own: tuple[Arrays | None, ...]
-
-    @property
-    def rank(self) -> int:
-        """Of all of its parameters' adapters together."""
-        return sum(own["a"].shape[-1] for own in self.own if own)
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        """PEFT's own: A [rank, inputs], B [outputs, rank], and DoRA's lengths [outputs].
-
-        Parameters that lie side by side in a tensor have blocks of the rank each.
-        """
-        a = [own["a"].reshape(-1, own["a"].shape[-1]).T for own in self.own if own]
-        b = [self._columns(i, own["b"]) for i, own in enumerate(self.own) if own]
-        found = {"lora_A.weight": np.concatenate(a), "lora_B.weight": np.concatenate(b, axis=1)}
-        lengths = [own["magnitude"] for own in self.own if own and "magnitude" in own]
-        if lengths:
-            if len(lengths) < len(self.own):
-                raise UserError(
-                    f"PEFT has one adapter for {self.name}, but DoRA was trained on a part of it; name all of its "
-                    "parts in adapter.targets"
-                )
-            found["lora_magnitude_vector"] = replace(self.holder.stored, split=None).join(lengths)
-        return {f"{PREFIX}{self.name}.{name}": np.ascontiguousarray(array) for name, array in found.items()}
-
-    def _columns(self, which: int, b: np.ndarray) -> np.ndarray:
-        """[outputs of the tensor, rank] of one parameter's b, with zeros for its neighbours."""
-        shapes = [(b.shape[0], *_outputs(self.holder, i)) for i in range(len(self.own))]
-        stored = replace(self.holder.stored, split=1)
-        joined = stored.join([b if i == which else np.zeros(shape, b.dtype) for i, shape in enumerate(shapes)])
-        return joined if stored.transposed else joined.T
 
 
 def write_peft(config: ModelConfig, adapter: Lora, own: Params, base: str, directory: Path) -> dict[str, float]:
@@ -93,10 +59,11 @@ def write_peft(config: ModelConfig, adapter: Lora, own: Params, base: str, direc
       those that were.
 
     Raises:
-      UserError: adapters of experts, or parameters trained in full, which have no such form here.
+      UserError: adapters of experts, some of tables, or parameters trained in full, which have no such form here.
       LmxError: what was read back is not what was written.
     """
     modules = list(_modules(config, own))
+    _check_tables(config, adapter, modules)
     tensors = {name: array for module in modules for name, array in module.tensors().items()}
     infos = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in tensors.items()}
     write_file(directory / WEIGHTS, infos, lambda name: tensors[name])
@@ -104,8 +71,7 @@ def write_peft(config: ModelConfig, adapter: Lora, own: Params, base: str, direc
     again = dict(_updates(directory))
     worst = 0.0
     for module in modules:
-        expected = module.tensors()
-        a, b = (expected[f"{PREFIX}{module.name}.lora_{part}.weight"] for part in "AB")
+        a, b = list(module.arrays().values())[:2]
         worst = max(worst, float(np.max(np.abs(adapter.scale * _product(b, a) - again[module.name]))))
     if not worst <= 1e-6:
         raise LmxError(f"the adapter that was written to {directory} differs by {worst:.2g} from the run's")
@@ -128,20 +94,39 @@ def read_peft(config: ModelConfig, adapter: Lora, directory: Path) -> Params:
     used: set[str] = set()
     for holder in make_plan(config).holders.values():
         name = holder.name.removesuffix(".weight")
-        keys = {part: f"{PREFIX}{name}.{part}" for part in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")}
-        if keys["lora_A.weight"] not in tensors:
+        pair = found_pair(tensors, name)
+        if pair is None:
             continue
-        used |= {key for key in keys.values() if key in tensors}
-        a, b = (np.asarray(tensors.read(keys[part]), np.float32) for part in ("lora_A.weight", "lora_B.weight"))
-        b = b * (_scale(content, name, a.shape[0]) / adapter.scale)
-        a, b = (_filled(array, axis, adapter.rank, directory) for array, axis in ((a, 0), (b, 1)))
-        magnitude = tensors.read(keys["lora_magnitude_vector"]) if keys["lora_magnitude_vector"] in tensors else None
+        used |= {f"{PREFIX}{name}.{key}" for key in (*LINEAR, *TABLE, LENGTHS)}
+        a, b = pair[0], pair[1] * (_scale(content, name, len(pair[0])) / adapter.scale)
+        a, b = _filled((a, b), adapter, "table_rank" if is_table(holder) else "rank", directory)
+        lengths = f"{PREFIX}{name}.{LENGTHS}"
+        magnitude = tensors.read(lengths) if lengths in tensors else None
         for i, place in enumerate(holder.places):
-            found.setdefault(place.path, {})[place.at] = _cut(holder, i, a, b, magnitude)
+            own = table_arrays(holder, a, b) if is_table(holder) else linear_arrays(holder, i, a, b, magnitude)
+            found.setdefault(place.path, {})[place.at] = own
     unused = [name for name in tensors if name not in used]
     if unused:
         raise UserError(f"{directory} has {some(unused)}, which belong to no hidden matrix of this {config.family}")
     return _stacked(config, found)
+
+
+def _check_tables(config: ModelConfig, adapter: Lora, modules: list[Module]) -> None:
+    tables = [module.name for module in modules if isinstance(module, Table)]
+    if tables and isinstance(adapter, Dora):
+        raise UserError(
+            "PEFT's DoRA has lengths of tables too, which are not trained here; write the merged model with --to hf"
+        )
+    if tables and _is_tied(config) and tables[0].rpartition(".")[2] != TIED:
+        raise UserError(
+            f"PEFT ties the adapters of an embedding and a head only where the embedding is called {TIED}, and that of "
+            f"a {config.family} is {tables[0]}; write the merged model with --to hf"
+        )
+
+
+def _is_tied(config: ModelConfig) -> bool:
+    head = config.spec().head
+    return head is not None and head.tied
 
 
 def _modules(config: ModelConfig, own: Params) -> Iterator[Module]:
@@ -153,25 +138,18 @@ def _modules(config: ModelConfig, own: Params) -> Iterator[Module]:
             "the merged model with --to hf"
         )
     for holder in make_plan(config).holders.values():
-        parts = tuple(_arrays_at(arrays, place.path, place.at) for place in holder.places)
+        parts = tuple(arrays_at(arrays, place.path, place.at) for place in holder.places)
         if not any(parts):
             continue
         if holder.stored.lead or len(holder.places[0].at) > 1:
             raise UserError("PEFT's form has no adapters of experts here; write the merged model with --to hf")
-        yield Module(holder.name.removesuffix(".weight"), holder, parts)
-
-
-def _arrays_at(arrays: Mapping[str, np.ndarray], path: str, at: tuple[int, ...]) -> Arrays | None:
-    return {leaf: arrays[f"{path}/{leaf}"][at] for leaf in LEAVES if f"{path}/{leaf}" in arrays} or None
-
-
-def _outputs(holder: Holder, which: int) -> tuple[int, ...]:
-    """The output axes of a parameter in a tensor."""
-    return holder.places[which].shape[holder.stored.split or 0 :]
+        yield module_of(holder, parts)
 
 
 def _config(config: ModelConfig, adapter: Lora, modules: list[Module], base: str) -> dict[str, Any]:
     grown = [module for module in modules if module.rank != adapter.rank]
+    tables = [module for module in modules if isinstance(module, Table)]
+    kernels = [module for module in modules if module not in tables]
     return {
         "peft_type": "LORA",
         "task_type": TASKS.get(config.task),
@@ -183,7 +161,8 @@ def _config(config: ModelConfig, adapter: Lora, modules: list[Module], base: str
         "rank_pattern": {module.name: module.rank for module in grown},
         "alpha_pattern": {module.name: adapter.scale * module.rank for module in grown},
         "use_dora": isinstance(adapter, Dora),
-        "fan_in_fan_out": not modules[0].holder.stored.transposed,
+        "fan_in_fan_out": bool(kernels) and not kernels[0].holder.stored.transposed,
+        "ensure_weight_tying": bool(tables) and _is_tied(config),
         "bias": "none",
         "inference_mode": True,
     }
@@ -213,46 +192,41 @@ def _scale(content: Mapping[str, Any], module: str, rank: int) -> float:
 def _updates(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
     """What an adapter adds to each module's weight [outputs, inputs]."""
     content, tensors = _open(directory)
-    for name in tensors:
-        if name.endswith(".lora_A.weight"):
-            a, b = tensors.read(name), tensors.read(name.replace("lora_A", "lora_B"))
-            module = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
-            yield module, _scale(content, module, a.shape[0]) * _product(b, a)
+    firsts = (f".{LINEAR[0]}", f".{TABLE[0]}")
+    modules = (name.removeprefix(PREFIX).removesuffix(end) for name in tensors for end in firsts if name.endswith(end))
+    for module in modules:
+        pair = found_pair(tensors, module)
+        assert pair is not None
+        a, b = pair
+        yield module, _scale(content, module, len(a)) * _product(b, a)
 
 
 def _product(b: np.ndarray, a: np.ndarray) -> np.ndarray:
     return b.astype(np.float32) @ a.astype(np.float32)
 
 
-def _filled(array: np.ndarray, axis: int, rank: int, directory: Path) -> np.ndarray:
-    missing = rank - array.shape[axis]
+def _filled(pair: tuple[np.ndarray, np.ndarray], adapter: Lora, field: str, directory: Path) -> list[np.ndarray]:
+    """A and B with zeros up to the rank that a field of the adapter says."""
+    rank: int = getattr(adapter, field)
+    missing = rank - len(pair[0])
     if missing < 0:
-        raise UserError(f"the adapter {directory} has the rank {array.shape[axis]}; set adapter.rank to it, not {rank}")
-    widths = [(0, missing if i == axis else 0) for i in range(2)]
-    return np.pad(array, widths)
-
-
-def _cut(holder: Holder, which: int, a: np.ndarray, b: np.ndarray, magnitude: np.ndarray | None) -> Arrays:
-    """One parameter's adapter out of a module's."""
-    stored, rank, shape = holder.stored, a.shape[0], holder.places[which].shape
-    split = stored.split or 0
-    outputs = [(rank, *_outputs(holder, i)) for i in range(len(holder.places))]
-    found = {
-        "a": a.T.reshape(*shape[:split], rank),
-        "b": replace(stored, split=1).cut(b if stored.transposed else b.T, outputs, which),
-    }
-    if magnitude is not None:
-        flat_ = np.asarray(magnitude, np.float32).reshape(-1)
-        found["magnitude"] = replace(stored, split=None, transposed=False).cut(flat_, [o[1:] for o in outputs], which)
-    return found
+        raise UserError(f"the adapter {directory} has the rank {len(pair[0])}; set adapter.{field} to it, not {rank}")
+    return [np.pad(array, [(0, missing if i == axis else 0) for i in range(2)]) for axis, array in enumerate(pair)]
 
 
 def _stacked(config: ModelConfig, found: Mapping[str, Mapping[tuple[int, ...], Arrays]]) -> Params:
-    """By parameter and layer -> stacked arrays, as a tree."""
-    shapes, out = flat(make_plan(config).shapes), {}
+    """By parameter and layer -> arrays of the stacked, padded parameters, as a tree."""
+    shapes: dict[str, Any] = flat(make_plan(config).shapes)
+    out: dict[tuple[str, ...], np.ndarray] = {}
     for path, layers in found.items():
-        if len(layers) != shapes[path].shape[0]:
-            raise UserError(f"the adapter covers {len(layers)} of the {shapes[path].shape[0]} layers of {path}")
+        rows = shapes[path].shape[0]
         for leaf in next(iter(layers.values())):
-            out[(*path.split("/"), leaf)] = np.stack([layers[at][leaf] for at in sorted(layers)])
+            if () in layers:  # a table, which is of no layer
+                array = layers[()][leaf]
+                whole = np.pad(array, ((0, rows - len(array)), (0, 0))) if leaf == "a" else array
+            elif len(layers) == rows:
+                whole = np.stack([layers[at][leaf] for at in sorted(layers)])
+            else:
+                raise UserError(f"the adapter covers {len(layers)} of the {rows} layers of {path}")
+            out[(*path.split("/"), leaf)] = whole
     return unflatten_dict(out)

@@ -217,7 +217,7 @@ def readout(spec: ModelSpec, params: Params, hidden: jax.Array) -> Readout:
     head = params.get("head", {})
     table = params["embedding"]["table"] if spec.head.tied else head["table"]
     x = spec.head.part(spec.width).bind(head)(hidden)
-    return Readout(x, table, head.get("bias"), spec.vocab, spec.head.softcap)
+    return Readout(x, table[...], head.get("bias"), spec.vocab, spec.head.softcap)
 
 
 def logits(spec: ModelSpec, params: Params, hidden: jax.Array) -> jax.Array:

@@ -102,8 +102,9 @@ class EmbeddingModule(nnx.Module):
 
     def __call__(self, tokens: jax.Array, context: Context, table: jax.Array | None = None) -> jax.Array:
         spec = self.spec
-        own = table if self.table is None else self.table[...]
-        assert own is not None
+        given = table if self.table is None else self.table
+        assert given is not None
+        own = given[...]
         tokens = tokens if spec.noise is None else spec.noise.tokens(tokens, context.key)
         own = constrain(own, ("vocab", "embed"))  # to be gathered after its cast to a narrower dtype, not before
         x = constrain(constrain(own, ("act_vocab", "act_embed"))[tokens], ("act_batch", "act_length", "act_embed"))

@@ -6,9 +6,9 @@ import pytest
 from goldens import load_golden
 
 from lmx.adapters.adapter import Dora, Lora
-from lmx.models.model import apply, cast_floats, logits, param_axes, unstack_layers
+from lmx.models.model import apply, cast_floats, encode, logits, param_axes, unstack_layers
 from lmx.nn.kernel import plain
-from lmx.optim.names import pick, put
+from lmx.optim.names import name_of, names, pick, put
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,27 @@ def test_decoding_takes_adapters_unstacked(llama):
     found = run(alone)
     real = np.asarray(llama.inputs.segments) > 0
     np.testing.assert_allclose(np.asarray(found)[real][:, : llama.spec.vocab], llama.logits[real], atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+def test_tables_have_adapters_too(family):
+    """Tied or not, of one stack or shared by two: what is computed is what the merged table gives."""
+    golden, adapter = load_golden(family), Lora(rank=1, table_rank=2, targets=("*query*",))
+    spec, axes = golden.spec, param_axes(golden.spec)
+    params = adapter.adapt(golden.params, axes, jax.random.key(0))
+    tables = [name for name in names(pick(params, adapter.trains)) if "table" in name]
+    assert len(tables) == 2 * (1 + ("head" in golden.params and "table" in golden.params["head"]))
+    moved = jax.tree.map_with_path(
+        lambda path, a: a + 0.1 * np.arange(a.size).reshape(a.shape) / a.size if name_of(path) in tables else a, params
+    )
+    merged = plain(moved)
+
+    @jax.jit
+    def run(params):
+        memory = None if spec.encoder is None else encode(spec, params, golden.inputs)[0]
+        return logits(spec, params, apply(spec, params, golden.predicted, memory=memory).hidden)
+
+    one, two, before = (np.asarray(run(p)) for p in (moved, merged, params))
+    np.testing.assert_allclose(one, two, atol=2e-5)
+    assert np.abs(one - before).max() > 1e-3
+    np.testing.assert_array_equal(before, np.asarray(run(golden.params)))

@@ -63,19 +63,44 @@ def test_peft_merges_to_what_lmx_merges_to(family, kind, tmp_path):
         np.testing.assert_allclose(after[f"{module}.weight"], expected, atol=2e-5, err_msg=module)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_the_adapters_of_tables_are_embeddings_or_heads(family, tmp_path):
+    """Their update of the table is PEFT's, whose A and B of an embedding lie the other way round than a head's."""
+    golden, adapter = load_golden(family), Lora(rank=2, alpha=6.0, table_rank=3, targets=("*mlp/up*",))
+    own, merged = adapted(golden.config, golden.params, adapter)
+    write_peft(golden.config, adapter, own, "base", tmp_path)
+    config, tensors = json.loads((tmp_path / CONFIG).read_text()), InFiles(read_header(tmp_path / WEIGHTS))
+    before, after = (export_tensors(golden.config, p) for p in (golden.params, merged))
+    tied = golden.spec.head.tied
+    assert config["ensure_weight_tying"] is tied
+    tables = [m for m in config["target_modules"] if config["rank_pattern"].get(m) == 3]
+    assert len(tables) == (1 if tied else 2)
+    for module in tables:
+        kinds = ("lora_A.weight", "lora_B.weight") if "head" in module else ("lora_embedding_A", "lora_embedding_B")
+        a, b = (tensors.read(f"base_model.model.{module}.{kind}").astype(np.float64) for kind in kinds)
+        update = config["alpha_pattern"][module] / 3 * (b @ a)
+        expected = before[f"{module}.weight"] + (update if "head" in module else update.T)
+        np.testing.assert_allclose(after[f"{module}.weight"], expected, atol=2e-5)
+    with pytest.raises(UserError, match="only where the embedding is called embed_tokens"):
+        write_peft(load_golden("gpt2").config, adapter, {"embedding": own["embedding"]}, "base", tmp_path)
+    with pytest.raises(UserError, match="PEFT's DoRA has lengths of tables"):
+        write_peft(golden.config, Dora(rank=2, alpha=6.0, table_rank=3, targets=("*mlp/up*",)), own, "base", tmp_path)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_an_adapter_is_read_back(family, tmp_path):
     golden = load_golden(family)
-    adapter = Lora(rank=2, targets=("*attention/out/*", "*mlp/*"))
+    adapter = Lora(rank=2, table_rank=int(family == "llama"), targets=("*attention/out/*", "*mlp/*"))
     own, merged = adapted(golden.config, golden.params, adapter)
     write_peft(golden.config, adapter, own, "base", tmp_path)
-    wider = replace(adapter, rank=3, alpha=1.0)
+    wider = replace(adapter, rank=3, table_rank=3, alpha=1.0)
     again = read_peft(golden.config, wider, tmp_path)
     for name, leaf in ((name_of(path), leaf) for path, leaf in jax.tree.leaves_with_path(again)):
         assert 3 in leaf.shape, name
     axes = param_axes(golden.config.spec())
     same = merged_with(wider, golden.params, axes, again)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), same, merged)
+    one, two = (export_tensors(golden.config, params) for params in (same, merged))  # without the padding
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
 
 
 def test_what_has_no_such_form_is_refused(tmp_path):

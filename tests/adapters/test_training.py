@@ -68,13 +68,14 @@ def assert_only_changed(experiment: Experiment, before, after) -> None:
 
 
 def test_only_the_adapter_moves_and_has_moments(experiment, batch, base):
-    changed = replace(experiment, adapter=Lora(rank=2, base="nf4", dropout=0.3, targets=("*mlp*", "*query*")))
+    adapter = Lora(rank=2, table_rank=2, base="nf4", dropout=0.3, targets=("*mlp*", "*query*"))
+    changed = replace(experiment, adapter=adapter)
     changed._check_trained()
     before, state, losses = stepped(changed, batch, base, steps=3)
     assert losses[-1] < losses[0]
     assert_only_changed(changed, before, jax.device_get(state))
     moments = [name for name in flat(state.optimizer) if "/mu/" in name]
-    assert len(moments) == len(names(pick(state.params, changed.trains))) == 8
+    assert len(moments) == len(names(pick(state.params, changed.trains))) == 10
     _, again, _ = stepped(changed, batch, base, mesh=(2, 2), steps=3)
     for name, leaf in flat(state.params).items():
         np.testing.assert_allclose(leaf.astype(np.float32), flat(again.params)[name].astype(np.float32), atol=2e-5)
@@ -111,6 +112,7 @@ def test_frozen_parameters_stay_and_have_no_moments(experiment, batch, base):
         ({"optimizer": AdamW(layer_decay=0.0)}, "layer_decay is 0.0"),
         ({"adapter": Lora(targets=("*q_proj*",))}, "adapter.targets has the pattern"),
         ({"adapter": Lora(rank=0)}, "adapter.rank is 0"),
+        ({"adapter": Lora(table_rank=-1)}, "adapter.table_rank is -1"),
         ({"adapter": Lora(), "init_from": ""}, "init_from names none"),
         ({"adapter": Dora(also=("tasks/*",))}, "adapter.also has the pattern"),
     ],
