@@ -190,8 +190,8 @@ class Preferences(Examples):
 
 @dataclass(frozen=True)
 class StdlibPreferences(PythonStdlib):
-    """Docstrings of the standard library with their own code (preferred) and that of the module's next definition, for
-    Preference."""
+    """Docstrings of the standard library with their code (preferred), and with the same code in which the lines after
+    the first are in another order, for Preference."""
 
 
 @dataclass(frozen=True)
