@@ -43,7 +43,8 @@ class Eval(TaskOptions, Cluster):
     rows: int = 0
     """Rows to score; 0 for all."""
     written: int = 0
-    """Of a run on pairs: score instead, with BLEU and chrF, what the model writes for so many held-out sources."""
+    """Of a run on pairs: score instead what the model writes for so many held-out sources, with BLEU, chrF, ROUGE (if
+    rouge-score is installed) and exact match."""
     step: int | None = None
     """Of a run: the checkpoint's step; None is the newest good one."""
     json: str = ""

@@ -114,7 +114,7 @@ class Translator:
             seeds = range(first, first + len(sources))
             return generator.generate(sources, max_new_tokens=tokens, sampling=likeliest, seeds=seeds)
 
-        measures, _ = self._pairs.scored(write)
+        measures, _ = self._pairs.scored(self._pairs.texts(write))
         return {f"eval_{name}": measure.value for name, measure in measures.items()}
 
 
