@@ -1,7 +1,7 @@
 """``lmx eval``: score a model on held-out text."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,17 +10,22 @@ from lmx.sharding.launchers import Cluster
 
 if TYPE_CHECKING:
     from lmx.cli.recipes import Placement
+    from lmx.data.config import DataConfig
+    from lmx.decode.loaded import Model
+    from lmx.experiment import Experiment
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(TaskOptions, Cluster):
     """Loss, perplexity and bits per byte of a trained model, on its run's held-out documents or on other text; or what
-    it reaches in tasks.
+    it reaches in tasks. Of a run's own labelled data also F1, Matthews' correlation and the calibration error, or the
+    mean absolute error and correlations. Each number has its standard error; lmx report compares the JSON files.
 
     On one device, unless --layout or --mesh says otherwise; on several, also of several processes, each holds its part.
 
     Example: lmx eval runs/quickstart --files "texts/*.txt" --json score.json
     Example: lmx eval runs/transformer --written 500
+    Example: lmx eval path/to/a/masked/model --data configs/bert.py:whole_words
     Example: lmx eval runs/quickstart --tasks configs/tasks/boolq.py --files BoolQ/dev.jsonl --shots 2
     """
 
@@ -31,13 +36,15 @@ class Eval(TaskOptions, Cluster):
     text_column: str = "text"
     """The column of .jsonl and .parquet files that holds the text."""
     length: int = 0
-    """Tokens in a row, which is the longest context; 0 is the run's training length, else 1024 or the context."""
+    """Tokens in a row, which is the longest context; 0 is the training length of the run, else of the recipe in --data,
+    else 1024, and at most the context."""
     batch: int = 8
     """Rows at once."""
     rows: int = 0
     """Rows to score; 0 for all."""
     written: int = 0
-    """Of a run on pairs: score instead, with BLEU and chrF, what the model writes for so many held-out sources."""
+    """Of a run on pairs: score instead what the model writes for so many held-out sources, with BLEU, chrF, ROUGE (if
+    rouge-score is installed) and exact match."""
     step: int | None = None
     """Of a run: the checkpoint's step; None is the newest good one."""
     json: str = ""
@@ -60,42 +67,47 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _evaluate(options: Eval, place: "Placement", argv: Sequence[str]) -> None:
-    from lmx.cli.eval_tasks import evaluate_tasks, evaluate_windows, tell
-    from lmx.cli.recipes import load_recipe, print_result
+    from lmx.cli.eval_tasks import evaluate_rows, evaluate_tasks, evaluate_windows, tell
+    from lmx.cli.recipes import load_recipe
     from lmx.cli.runtime import load_placed
-    from lmx.data.config import DataConfig, LocalFiles, TokenizerFile
-    from lmx.data.tokenizer import tokenizer_file
-    from lmx.errors import UserError
-    from lmx.eval.perplexity import evaluate, in_words
     from lmx.eval.written import written
-    from lmx.experiment import RunDir
 
     model = load_placed(options.model, place, step=options.step)
     if options.tasks or options.harness:
         evaluate_tasks(options, model, argv)
         return
-    run = model.experiment
-    if run is None and not options.files and not options.data:
-        raise UserError(f'{options.model} is not a run, so it has no held-out text of its own; give --files "*.txt"')
-    data = run.corpus if run else DataConfig()
-    directory = RunDir(Path(options.model)).tokenizer if run else Path(options.model)
-    if options.files:
-        data = DataConfig(
-            sources=(LocalFiles(files=options.files, text_column=options.text_column),),
-            tokenizer=TokenizerFile(path=str(tokenizer_file(directory) or directory)),
-            held_out=1.0,
-            cache_dir=data.cache_dir,
-        )
-    if options.data:
-        tokenizer = TokenizerFile(path=str(tokenizer_file(directory) or directory))
-        data = replace(load_recipe(options.data).corpus, tokenizer=tokenizer)
+    recipe = load_recipe(options.data) if options.data else None
+    data = _data(options, model, recipe)
     if options.stride:
         evaluate_windows(options, model, data, argv)
-        return
-    if options.written:
+    elif options.written:
         tell(options, model, {"held-out pairs": written(model, data, options.written)}, argv)
-        return
-    result = evaluate(model, data, length=options.length, batch=options.batch, rows=options.rows)
-    size = f", {result.bytes:,} bytes of text" if result.bytes else ""
-    people = f"{options.model} after step {model.step}, {result.targets:,} targets{size}:\n{in_words(asdict(result))}"
-    print_result({"model": options.model, "step": model.step, **asdict(result)}, people, options.json)
+    else:
+        evaluate_rows(options, model, data, recipe, argv)
+
+
+def _data(options: Eval, model: "Model", recipe: "Experiment | None") -> "DataConfig":
+    """What is scored, with the model's own tokenizer: the files or the recipe's documents, else the run's own."""
+    from lmx.data.config import DataConfig, LocalFiles, TokenizerFile
+    from lmx.data.tokenizer import tokenizer_file
+    from lmx.errors import UserError
+    from lmx.experiment import RunDir
+
+    run = model.experiment
+    directory = RunDir(Path(options.model)).tokenizer if run else Path(options.model)
+    tokenizer = TokenizerFile(path=str(tokenizer_file(directory) or directory))
+    if recipe is not None:
+        return replace(recipe.corpus, tokenizer=tokenizer)
+    if options.files:
+        return DataConfig(
+            sources=(LocalFiles(files=options.files, text_column=options.text_column),),
+            tokenizer=tokenizer,
+            held_out=1.0,
+            cache_dir=(run.corpus if run else DataConfig()).cache_dir,
+        )
+    if run is None:
+        raise UserError(
+            f'{options.model} is not a run, so it has no held-out text of its own; give --files "*.txt", or --data and '
+            "a recipe"
+        )
+    return run.corpus

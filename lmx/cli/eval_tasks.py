@@ -1,9 +1,12 @@
-"""What ``lmx eval`` does beside its own score of held-out text: tasks, tasks of lm-eval, a sliding context."""
+"""What ``lmx eval`` scores: held-out rows, tasks, tasks of lm-eval, a sliding context."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
+
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,8 @@ class TaskOptions:
     stride: int = 0
     """Score documents one by one in windows of --length tokens that advance by so many; 0 scores packed rows."""
     data: str = ""
-    """A recipe whose held-out documents are scored instead: any source that a recipe can name."""
+    """A recipe whose held-out documents are scored instead: any source that a recipe can name. A model of no run is
+    scored on what the recipe's objective predicts, as masked tokens of an encoder or corrupted spans of T5."""
 
 
 OF_TASKS = ("shots", "limit", "seed")
@@ -98,17 +102,33 @@ def evaluate_windows(options: Any, model: Any, data: Any, argv: Sequence[str]) -
     tell(options, model, {"text": found}, argv)
 
 
-def tell(options: Any, model: Any, results: Any, argv: Sequence[str]) -> None:
-    """Prints results as a table, and as JSON where that was asked for."""
+def evaluate_rows(options: Any, model: Any, data: Any, recipe: Any, argv: Sequence[str]) -> None:
+    """Scores packed rows, and prints the result; its JSON has the plain scores by name too."""
+    from dataclasses import fields
+
+    from lmx.eval.metrics.measure import HELD_OUT
+    from lmx.eval.perplexity import evaluate
+    from lmx.eval.score import Score, in_words
+
+    found = evaluate(model, data, length=options.length, batch=options.batch, rows=options.rows, recipe=recipe)
+    scores = {f.name: getattr(found, f.name) for f in fields(Score)}
+    tell(options, model, {HELD_OUT: found.result}, argv, words=f"{in_words(scores)}\n\n", scores=scores)
+
+
+def tell(
+    options: Any, model: Any, results: Any, argv: Sequence[str], *, words: str = "", scores: Mapping[str, Any] = NONE
+) -> None:
+    """Prints results as a table, after ``words``, and as JSON, beside ``scores``, where that was asked for."""
     from dataclasses import asdict
 
     from lmx.cli.recipes import print_result
-    from lmx.eval.run import as_data, table
+    from lmx.eval.run import as_data, finite, table
 
     settings = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(options).items() if key != "json"}
     mesh = {} if model.sharding is None else model.sharding.mesh.shape
     settings["mesh"] = {axis: size for axis, size in mesh.items() if size > 1}
     command = ["lmx", "eval", *argv]
     data = as_data(str(options.model), model.step, results, command, settings)
-    people = f"{options.model} after step {model.step}: {shlex.join(command)}\n\n{table(results)}"
+    data |= {name: finite(value) for name, value in scores.items()}
+    people = f"{options.model} after step {model.step}: {shlex.join(command)}\n\n{words}{table(results)}"
     print_result(data, people, options.json)

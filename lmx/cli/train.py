@@ -65,7 +65,7 @@ def _supervised(argv: Sequence[str], options: Train) -> int:
 
 def describe(summary: dict[str, Any], run_dir: Path) -> str:
     """The summary for people: scores beside the compressor's, samples, and where to look."""
-    from lmx.eval.perplexity import in_words
+    from lmx.eval.score import in_words
     from lmx.experiment import RunDir
     from lmx.report.goodput import read_goodput
 

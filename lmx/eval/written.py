@@ -1,4 +1,4 @@
-"""What a model writes for held-out sources, against their targets: BLEU and chrF."""
+"""What a model writes for held-out sources, against their targets: BLEU and chrF, ROUGE and exact match."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from lmx.decode.generate import Completion
 from lmx.decode.loaded import Model
 from lmx.errors import UserError
 from lmx.eval.metrics.measure import Measure
-from lmx.eval.metrics.text import bleu, chrf
+from lmx.eval.metrics.text import Measured, References, bleu, chrf, exact, rouge
 from lmx.eval.perplexity import require_tokens_fit
 from lmx.eval.run import Result
 from lmx.experiment import Experiment
@@ -66,14 +66,22 @@ class HeldOutPairs:
         copied, _ = bleu(sources, [[target] for target in targets])
         return cls(sources, targets, min(tokens, spec.context - 1), copied["bleu"])
 
-    def scored(self, write: Write) -> tuple[dict[str, Measure], dict[str, str]]:
-        """``bleu``, ``chrf`` and ``copy_bleu`` (that of the sources themselves); and sacrebleu's signatures."""
+    @property
+    def references(self) -> list[list[str]]:
+        """For each source, the one text that it may become."""
+        return [[target] for target in self.targets]
+
+    def texts(self, write: Write) -> list[str]:
+        """What is written for the sources."""
         texts: list[str] = []
         for start in range(0, len(self.sources), ROWS):
             some = self.sources[start : start + ROWS]
             texts += [done.text.strip() for done in write(some, self.tokens, start)]
-        references = [[target] for target in self.targets]
-        (found, told), (more, also) = bleu(texts, references), chrf(texts, references)
+        return texts
+
+    def scored(self, texts: Sequence[str]) -> Measured:
+        """``bleu``, ``chrf`` and ``copy_bleu`` (that of the sources themselves); and sacrebleu's signatures."""
+        (found, told), (more, also) = bleu(texts, self.references), chrf(texts, self.references)
         return found | more | {"copy_bleu": self.copied}, told | also
 
 
@@ -94,8 +102,19 @@ def written(model: Model, data: DataConfig, wanted: int) -> Result:
         seeds = range(first, first + len(sources))
         return model.generate(sources, max_new_tokens=tokens, temperature=0, repetition_penalty=1.0, seed=seeds)
 
-    measures, notes = pairs.scored(write)
+    texts = pairs.texts(write)
+    parts = [pairs.scored(texts), exact(texts, pairs.references), _rouge(texts, pairs.references)]
+    measures = {name: measure for found, _ in parts for name, measure in found.items()}
+    notes = {name: note for _, told in parts for name, note in told.items()}
     return Result(len(pairs.sources), measures, {"written": wanted, "max_new_tokens": pairs.tokens}, notes)
+
+
+def _rouge(texts: Sequence[str], references: References) -> Measured:
+    """ROUGE, or a note that it is not there: its package is needed for nothing else."""
+    try:
+        return rouge(texts, references)
+    except UserError as error:
+        return {}, {"left out": str(error)}
 
 
 def _fitting(source: Any, room: int, tokens: int) -> list[tuple[int, Any, int]]:

@@ -43,6 +43,7 @@ from lmx.models.specs import ModelSpec, Remat, StackSpec
 from lmx.models.stack import run_stack
 from lmx.nn.context import Memory
 from lmx.nn.module import Params
+from lmx.sharding.apart import over_rows
 from lmx.sharding.rules import constrain, split_axes
 
 Score = Callable[[Params, jax.Array, dict[str, jax.Array]], LossSums]
@@ -251,7 +252,9 @@ def score_layers(
 
     How an objective takes its loss, so that every schedule of a pipeline can: a score is a sum over rows, and under
     1f1b it is asked for some of them at a time, with all parameters but the stacks'. Where the mesh splits the length
-    it is then asked for each part of a row alone, unless it needs ``whole_rows``.
+    it is then asked for each part of a row alone, unless it needs ``whole_rows``. Within
+    :func:`lmx.sharding.apart.rows_apart` (where evaluation wants standard errors) the sums are those of each group of
+    rows, [groups].
 
     Raises:
       UserError: under 1f1b, on a mesh that splits the length, a score that needs whole rows.
@@ -264,7 +267,7 @@ def score_layers(
             )
         return lockstep_loss(spec, params, inputs, batch, score, memory=memory, key=key, remat=remat)
     out = apply(spec, params, inputs, memory=memory, key=key, remat=remat)
-    return with_told(score(params, out.hidden, batch), out.aux)
+    return with_told(over_rows(functools.partial(score, params), out.hidden, batch), out.aux)
 
 
 def with_told(sums: LossSums, aux: Params) -> LossSums:
@@ -272,7 +275,7 @@ def with_told(sums: LossSums, aux: Params) -> LossSums:
     what they hold of other sublayers already."""
     if not aux:
         return sums
-    told = jax.tree.map(lambda a: jax.lax.stop_gradient(a) * sums.weight, aux)
+    told = jax.tree.map(lambda a: jnp.multiply.outer(jax.lax.stop_gradient(a), sums.weight), aux)
     return replace(sums, total=sums.total + aux_sum(aux, "loss") * sums.weight, aux=_merged(sums.aux, told))
 
 

@@ -11,12 +11,9 @@ from typing import Any
 
 from lmx import config
 from lmx.errors import UserError
+from lmx.eval.metrics.measure import HELD_OUT, SCORES
 from lmx.report import curves
 from lmx.report.html import document, section
-
-SCORES = {"loss": False, "perplexity": False, "bits_per_byte": False, "accuracy": True}
-"""What ``lmx eval`` measures without tasks, and whether higher is better."""
-WHOLE = "held-out text"
 
 
 @dataclass(frozen=True)
@@ -56,10 +53,15 @@ def _measures(content: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
         for task, result in content.get("tasks", {}).items()
         for name, measure in result.get("measures", {}).items()
     }
-    whole = {name: content[name] for name in SCORES if isinstance(content.get(name), int | float)}
+    return {**_plain(content), **found}
+
+
+def _plain(content: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The scores that a result has by their names alone, without standard errors."""
+    numbers = {name: content[name] for name in SCORES if isinstance(content.get(name), int | float)}
     plain = {"stderr": None, "n": content.get("targets", 0)}
-    return found | {
-        (WHOLE, name): {**plain, "value": value, "higher_is_better": SCORES[name]} for name, value in whole.items()
+    return {
+        (HELD_OUT, name): {**plain, "value": value, "higher_is_better": SCORES[name]} for name, value in numbers.items()
     }
 
 

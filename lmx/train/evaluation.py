@@ -12,7 +12,7 @@ from lmx.data.rows import held_out_rows, spread
 from lmx.decode.generate import Completion, Generator
 from lmx.decode.places import Places, unstacker
 from lmx.decode.sampling import Sampling
-from lmx.eval.perplexity import Score, jit_sums, score
+from lmx.eval.score import Score, jit_sums, on_host, score
 from lmx.eval.written import HeldOutPairs
 from lmx.experiment import EvalConfig, Experiment, RunDir
 from lmx.nn.module import Params
@@ -37,7 +37,7 @@ class HeldOut:
         """The model's score on all of them; ``frozen`` are the models that the objective reads."""
         place = self._sharding.named(BATCH)
         with Loader(self._rows, batch=self._experiment.train.batch, sharding=place) as batches:
-            return score(self._sums, params, batches, self._token_bytes, frozen)
+            return score(on_host(self._sums, params, batches, self._token_bytes, frozen))
 
 
 def eval_values(result: Score) -> Values:
@@ -114,7 +114,7 @@ class Translator:
             seeds = range(first, first + len(sources))
             return generator.generate(sources, max_new_tokens=tokens, sampling=likeliest, seeds=seeds)
 
-        measures, _ = self._pairs.scored(write)
+        measures, _ = self._pairs.scored(self._pairs.texts(write))
         return {f"eval_{name}": measure.value for name, measure in measures.items()}
 
 

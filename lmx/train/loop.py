@@ -12,7 +12,7 @@ from lmx.data.loader import Loader
 from lmx.data.prepare import Prepared
 from lmx.data.rows import train_rows
 from lmx.errors import Interrupted
-from lmx.eval.perplexity import in_words
+from lmx.eval.score import in_words
 from lmx.experiment import Experiment, RunDir
 from lmx.sharding.processes import located
 from lmx.sharding.rules import Sharding

@@ -15,6 +15,19 @@ from lmx.data.tokenizer import train_bpe
 TEXT = "the cat sat on the mat and the dog sat on the cat. "
 
 
+RECIPE = """
+import lmx
+from lmx.data.config import DataConfig, LocalFiles
+from lmx.experiment import Experiment
+from lmx.objectives.masked_lm import MaskedLm
+
+
+def masked() -> Experiment:
+    data = DataConfig(sources=(LocalFiles(files=("{place}/*.txt",)),), held_out=1.0)
+    return Experiment(data=data, objective=MaskedLm(rate=0.25))
+"""
+
+
 def write(name: str, directory: Path) -> Path:
     golden = load_golden(name)
     export_params(golden.config, golden.params, directory, golden.config_json)
@@ -154,7 +167,38 @@ def test_eval_scores_files(model: Path, tmp_path: Path, capfd: pytest.CaptureFix
     score = json.loads(capfd.readouterr().out)
     assert score["bytes"] == len(TEXT * 5)
     assert abs(score["loss"] - 5.7) < 0.3  # a fresh model: the logarithm of 300
+    assert score["command"] == ["lmx", "eval", str(model), *files]
+    assert (score["configuration"]["length"], score["configuration"]["batch"]) == (32, 2)
+    assert "jax" in score["versions"]
+    found = score["tasks"]["held-out text"]
+    assert set(found["measures"]) == {"loss", "perplexity", "bits_per_byte", "accuracy"}
+    for name, measure in found["measures"].items():
+        assert measure["value"] == pytest.approx(score[name])
+        assert (measure["stderr"] > 0) == (name != "accuracy")  # a fresh model is never right
+        assert measure["method"] == "bootstrap, 500 resamples of the rows, seed 0"
+    assert main(["eval", str(model), *files[:-2]]) == 0
+    out = capfd.readouterr().out
+    assert f"perplexity {score['perplexity']:.2f}" in out
+    assert "+- is the standard error: bootstrap" in out
     assert "so it has no held-out text of its own" in said(capfd, "eval", model)
+
+
+def test_an_encoder_is_scored_on_a_recipes_masked_tokens(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    import jax
+
+    from lmx.models.families.bert import Bert
+    from lmx.models.model import init_params
+
+    config, bert = Bert(vocab=300, context=64, layers=1, width=16, heads=2, hidden=32), tmp_path / "bert"
+    export_params(config, init_params(config.spec(), jax.random.key(0)), bert, config.to_huggingface())
+    train_bpe(iter([TEXT * 20]), 300, ("[MASK]",)).save(bert)
+    (tmp_path / "text.txt").write_text(TEXT * 5)
+    (tmp_path / "masked.py").write_text(RECIPE.format(place=tmp_path))
+    assert main(["eval", str(bert), "--data", str(tmp_path / "masked.py"), "--json", "-"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert abs(found["loss"] - 5.7) < 0.3
+    settings = found["tasks"]["held-out text"]["configuration"]
+    assert (settings["objective"]["type"], settings["objective"]["rate"], settings["length"]) == ("MaskedLm", 0.25, 64)
 
 
 def test_models_that_do_not_write(llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +206,7 @@ def test_models_that_do_not_write(llama: Path, tmp_path: Path, capfd: pytest.Cap
     bert = write("bert", tmp_path / "bert")
     assert "is an encoder and does not generate" in said(capfd, "generate", bert, "--prompt", "a", "--json", "-")
     sentence = said(capfd, "eval", bert, "--files", tmp_path / "*.txt")
-    assert "is an encoder, which has no perplexity" in sentence
+    assert "is an encoder, which has no perplexity; give --data RECIPE" in sentence
     assert "has no tokenizer" in said(capfd, "generate", llama, "--prompt", "a", "--json", "-")
     assert "has no chat template" in said(capfd, "generate", llama, "--chat", "a", "--json", "-")
     assert "has no tokenizer" in said(capfd, "eval", llama, "--files", tmp_path / "*.txt")

@@ -9,6 +9,7 @@ import sacrebleu
 from lmx.errors import UserError
 from lmx.eval.metrics.classification import calibration_error, classification_measures, f1, matthews
 from lmx.eval.metrics.measure import bootstrapped, mean
+from lmx.eval.metrics.regression import regression_measures
 from lmx.eval.metrics.text import TEXT_METRICS, exact_match, normalised, token_f1
 
 RNG = np.random.default_rng(5)
@@ -49,6 +50,23 @@ def test_calibration_error() -> None:
     right, sure = np.array([1, 0, 1, 1, 0], bool), np.array([0.95, 0.95, 0.55, 0.6, 0.05])
     # Bins of a tenth, upper ends included: |1 - 1.9| + |2 - 1.15| + |0 - 0.05|.
     assert calibration_error(right, sure, bins=10) == pytest.approx((0.9 + 0.85 + 0.05) / 5)
+
+
+def test_numbers_are_measured_as_scipy_does() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    expected = RNG.integers(4, size=(50, 2)).astype(float)  # many are equal
+    predicted = expected + RNG.normal(size=(50, 2)).round(1)
+    found = regression_measures(expected, predicted)
+    for name, of in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
+        columns = [of(expected[:, i], predicted[:, i]).statistic for i in range(2)]
+        assert found[name].value == pytest.approx(np.mean(columns))
+        assert 0 < found[name].stderr < 0.2
+    errors = np.abs(expected - predicted).mean(1)
+    assert found["mean_absolute_error"].value == pytest.approx(errors.mean())
+    assert found["mean_absolute_error"].stderr == pytest.approx(errors.std(ddof=1) / math.sqrt(50))
+    assert not found["mean_absolute_error"].higher_is_better
+    same = regression_measures(expected, np.ones((50, 2)))
+    assert (same["pearson"].value, same["spearman"].value) == (0, 0)
 
 
 def test_answers_are_normalised_as_squad_does() -> None:

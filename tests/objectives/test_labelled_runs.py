@@ -11,12 +11,17 @@ import pytest
 
 import lmx
 from lmx.checkpoint.graft import graft
-from lmx.data.config import Chats, DataConfig, LabelledTexts, TextPairs, TrainedBpe
+from lmx.data.config import Chats, DataConfig, LabelledTexts, RatedTexts, TextPairs, TrainedBpe
+from lmx.data.framing import as_prompted
 from lmx.data.prepare import prepare
 from lmx.data.rows import held_out_rows, train_rows
 from lmx.decode.classified import classified
 from lmx.decode.convert import convert
+from lmx.decode.loaded import Model
 from lmx.errors import UserError
+from lmx.eval.metrics.classification import classification_measures
+from lmx.eval.metrics.regression import regression_measures
+from lmx.eval.perplexity import evaluate
 from lmx.experiment import EvalConfig, Experiment, TrainConfig
 from lmx.models.config_map import Task
 from lmx.models.families.bert import Bert
@@ -24,7 +29,7 @@ from lmx.models.families.llama import Llama
 from lmx.models.families.modernbert import ModernBert
 from lmx.models.model import init_params, param_shapes
 from lmx.objectives.chat import ChatSft
-from lmx.objectives.classification import Classification
+from lmx.objectives.classification import Classification, Regression
 from lmx.objectives.objective import Objective
 from lmx.objectives.seq_to_seq import SeqToSeq
 from lmx.optim.schedule import Schedule
@@ -138,6 +143,43 @@ def test_a_run_names_its_classes(run: tuple[Path, dict[str, Any]], tmp_path: Pat
     assert content["id2label"] == {"0": "blue", "1": "green", "2": "red"}
     assert content["problem_type"] == "single_label_classification"
     assert lmx.load(tmp_path / "hf").classify([text])[0].label == found.label
+
+
+def test_a_run_of_classes_has_its_correlation_and_calibration(
+    run: tuple[Path, dict[str, Any]], data: DataConfig
+) -> None:
+    model, labels = lmx.load(run[0]), {row["text"]: row["label"] for row in ROWS}
+    texts = list(prepare(data, progress=False).texts("held_out"))
+    expected = np.array([model.classes.index(labels[text]) for text in texts])
+    scores, found = np.asarray(model.scores(texts), np.float64), evaluate(model, data)
+    alone = classification_measures(expected, np.exp(scores) / np.exp(scores).sum(1, keepdims=True))
+    measures = found.result.measures
+    for name in ("accuracy", "matthews", "calibration_error"):
+        assert measures[name].value == pytest.approx(alone[name].value, abs=1e-5)
+        assert measures[name].stderr == pytest.approx(alone[name].stderr, abs=1e-5)
+    for name in ("loss", "accuracy", "f1"):
+        assert measures[name].value == pytest.approx(run[1][f"eval_{name}"], rel=1e-5)
+        assert measures[name].value == pytest.approx(getattr(found, name), rel=1e-5)
+    assert found.result.n == measures["f1"].n == len(texts)
+    assert measures["f1"].stderr > 0
+
+
+def test_a_run_of_numbers_has_its_errors_and_correlations(data: DataConfig, tmp_path: Path) -> None:
+    rated = [{"text": row["text"], "label": [i % 5, -i]} for i, row in enumerate(ROWS)]
+    (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated))
+    source = RatedTexts(files=(str(tmp_path / "rated.jsonl"),))
+    wanted = experiment(replace(data, sources=(source,), held_out=1.0), Regression(), replace(BERT, classes=2))
+    tokenizer = as_prompted(prepare(wanted.corpus, progress=False).tokenizer, before=True)
+    model = Model(wanted.model, init_params(wanted.model.spec(), jax.random.key(1)), tokenizer, experiment=wanted)
+    predicted = np.asarray(model.scores([row["text"] for row in rated]), np.float64)
+    alone, found = (
+        regression_measures(np.array([row["label"] for row in rated], float), predicted),
+        evaluate(model, wanted.corpus),
+    )
+    for name, measure in alone.items():
+        assert found.result.measures[name].value == pytest.approx(measure.value, abs=1e-4)
+    assert found.result.measures["loss"].value == pytest.approx(found.loss, rel=1e-5)
+    assert found.result.n == len(ROWS)
 
 
 def test_several_classes_may_hold() -> None:

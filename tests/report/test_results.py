@@ -36,15 +36,26 @@ def test_differences_have_the_error_of_independent_samples(tmp_path: Path) -> No
 
 def test_the_page_has_a_table_a_plot_and_what_differs(tmp_path: Path) -> None:
     files = [result(tmp_path / "one.json", 0.5), result(tmp_path / "three.json", 0.7, 0.04)]
-    (tmp_path / "whole.json").write_text(json.dumps({"model": "m", "loss": 2.5, "targets": 9, "bits_per_byte": 1.5}))
+    plain = {"model": "m", "loss": 2.5, "targets": 9, "bits_per_byte": 1.5, "pair_accuracy": 0.75, "f1": None}
+    (tmp_path / "whole.json").write_text(json.dumps(plain))
     page = write_results(read_results([*files, tmp_path / "whole.json"]), tmp_path / "out" / "page.html").read_text()
     assert "0.5 &plusmn; 0.03" in page
     assert "<b>+0.2 &plusmn; 0.05 better</b>" in page
-    assert page.count("<svg") == 3  # accuracy, loss, bits per byte
+    assert page.count("<svg") == 4  # accuracy, loss, bits per byte, pair accuracy
     assert "tasks.quiz.shots" in page
     assert "lmx eval &#x27;a b&#x27;" in page
     assert "<b>a" not in page.replace("<b>one", "")
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_scores_with_errors_stand_beside_those_of_older_files(tmp_path: Path) -> None:
+    measure = {"value": 2.25, "stderr": 0.01, "method": "bootstrap", "n": 40, "higher_is_better": False}
+    task = {"n": 40, "measures": {"loss": measure}, "configuration": {}, "notes": {}}
+    (tmp_path / "new.json").write_text(json.dumps({"loss": 2.25, "targets": 900, "tasks": {"held-out text": task}}))
+    (tmp_path / "old.json").write_text(json.dumps({"loss": 2.5, "targets": 800}))
+    (row,) = compared(read_results([tmp_path / "new.json", tmp_path / "old.json"]))
+    assert [(cell["stderr"], cell["n"]) for cell in row["results"]] == [(0.01, 40), (None, 800)]
+    assert row["results"][1]["difference"] == pytest.approx(0.25)
 
 
 def test_the_command_compares_json_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from lmx.cli.main import main
 from lmx.data.config import AlignedFiles, DataConfig, TrainedBpe
 from lmx.data.prepare import prepare
 from lmx.errors import UserError
-from lmx.eval.written import HeldOutPairs
+from lmx.eval.written import HeldOutPairs, written
 from lmx.experiment import EvalConfig, Experiment, TrainConfig
 from lmx.models.families.llama import Llama
 from lmx.models.families.transformer import Transformer
@@ -69,9 +70,21 @@ def test_lmx_eval_tells_the_same_with_its_error_and_signature(run: Path, tmp_pat
     found = json.loads((tmp_path / "found.json").read_text())["tasks"]["held-out pairs"]
     assert found["measures"]["chrf"]["value"] == pytest.approx(logged["eval_chrf"], abs=1e-9)
     assert found["measures"]["chrf"]["stderr"] > 0
+    assert {"rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "copy_bleu"} < set(found["measures"])
     assert "version" in found["notes"]["bleu signature"]
     with pytest.raises(UserError, match="--stride has no effect with --written"):
         _options(["eval", str(run), "--written", "10", "--stride", "8"])
+
+
+def test_what_is_copied_matches_exactly_and_rouge_may_be_missing(
+    run: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HeldOutPairs, "texts", lambda self, write: [*self.targets[:5], *self.sources[5:]])
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    found = written(lmx.load(run), experiment.corpus, 10)
+    assert found.measures["exact_match"].value == 0.5
+    assert "rouge1" not in found.measures
+    assert "rouge needs rouge-score, which is not installed" in found.notes["left out"]
 
 
 def _options(argv: list[str]) -> None:

@@ -11,6 +11,17 @@ from lmx.errors import UserError
 RESAMPLES = 500
 FORMULA = "s / sqrt(n)"
 BOOTSTRAP = f"bootstrap, {RESAMPLES} resamples of the examples, seed 0"
+SCORES = {
+    "loss": False,
+    "perplexity": False,
+    "bits_per_byte": False,
+    "accuracy": True,
+    "pair_accuracy": True,
+    "f1": True,
+}
+"""What is measured of held-out rows, and whether higher is better."""
+HELD_OUT = "held-out text"
+"""What stands for the name of a task where they are scored."""
 
 
 @dataclass(frozen=True)
