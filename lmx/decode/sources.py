@@ -99,7 +99,8 @@ def _run(path: Path) -> Source:
         params, at = read_run(run, experiment, sharding, step)
         return _cast(params, dtype), at
 
-    before, own = spec.encoder is None, load_tokenizer(run.tokenizer)
+    before = spec.encoder is None and not experiment.objective.ends_source
+    own = load_tokenizer(run.tokenizer)
     framed = experiment.objective.framed
     template = find_template(run.tokenizer, own.special_tokens)
     ending = None if template is None else template.turn_end(own)
