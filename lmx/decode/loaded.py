@@ -81,7 +81,7 @@ class Model:
         return Prompts(self.tokenizer, self.defaults.tokens, self.template, bare=self._is_bare)
 
     @property
-    def _reads_prefix(self) -> bool:
+    def reads_prefix(self) -> bool:
         """Whether it is a decoder that learned to see all of a prompt at once."""
         run = self.experiment
         return run is not None and self.spec.encoder is None and run.objective.reads_prefix
@@ -89,7 +89,7 @@ class Model:
     @property
     def _is_bare(self) -> bool:
         """Whether its prompts have no end token around."""
-        return self._reads_prefix and self.experiment is not None and not self.experiment.objective.ends_source
+        return self.reads_prefix and self.experiment is not None and not self.experiment.objective.ends_source
 
     @functools.cached_property
     def generator(self) -> Generator:
@@ -110,7 +110,7 @@ class Model:
         stops = tuple(i for i in self.defaults.stops if 0 <= i < self.spec.vocab)
         places = None if self.sharding is None else Places.of(self.sharding, self.reading)
         params = unstacker(self.spec, jnp.dtype(self._dtype), places)(self.params)
-        return Generator(self.spec, params, texts, stops, encode=encode, prefix=self._reads_prefix, places=places)
+        return Generator(self.spec, params, texts, stops, encode=encode, prefix=self.reads_prefix, places=places)
 
     def tokenize(self, texts: Sequence[Text], *, around: bool = True) -> list[Encoded]:
         """The tokens of texts, or of pairs of them, as the model reads them: special tokens in the text are taken as
