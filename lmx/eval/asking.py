@@ -102,7 +102,8 @@ class Asking(abc.ABC):
         excess = max(0, self.excess(pair))
         if excess and excess > len(pair.context) - self.least(pair):
             raise TargetTooLong(
-                f"a continuation has {len(pair.target)} tokens, which exceed the model's context of {self.room}"
+                f"a continuation has {len(pair.target)} tokens and {len(pair.before) + len(pair.after)} around it, "
+                f"which exceed the model's context of {self.room}"
             )
         return replace(pair, context=pair.context[excess:], cut=pair.cut + excess)
 

@@ -18,7 +18,7 @@ from lmx.errors import UserError
 from lmx.eval.metrics.classification import calibration_error
 from lmx.eval.run import Changes, run_tasks, table
 from lmx.eval.tables import listed, read_rows
-from lmx.eval.tasks import Classification, ExtractiveQa, Generation, MultipleChoice
+from lmx.eval.tasks import Classification, CrowsPairs, ExtractiveQa, Generation, MultipleChoice, StereoSet
 from lmx.eval.tasks.generation import best_span
 from lmx.eval.tasks.task import Examinee
 from lmx.models.families.bert import Bert
@@ -186,6 +186,28 @@ def test_what_is_too_long_is_counted(
         assert told in table({"t": found})
 
 
+LONG = "dog " * 150
+SENTENCES = {"sent_more": LONG, "sent_less": LONG, "stereo_antistereo": "stereo", "bias_type": "age"}
+CONTINUED = {"context": "the", "target": "fox", "type": "intersentence", "bias_type": "age"}
+CONTINUED |= {"stereotype": LONG, "anti-stereotype": "fox", "unrelated": "song"}
+ALONE_TOO_LONG = {
+    "choice": (CHOICE, {**ROWS[0], "options": [LONG, "fox"]}, ROWS[1]),
+    "crows": (CrowsPairs(), SENTENCES, {**SENTENCES, "sent_more": "the dog", "sent_less": "the fox"}),
+    "stereoset": (StereoSet(), CONTINUED, {**CONTINUED, "stereotype": "dog"}),
+}
+
+
+@pytest.mark.parametrize("case", ALONE_TOO_LONG)
+def test_an_answer_that_alone_is_too_long_is_dropped_or_refused(decoder: Model, tmp_path: Path, case: str) -> None:
+    task, *rows = ALONE_TOO_LONG[case]
+    task = replace(task, files=(str(written(tmp_path / "rows.jsonl", rows)),))
+    found = run_tasks(decoder, {"t": replace(task, too_long="drop")})["t"]
+    assert (found.n, found.truncated, found.dropped) == (1, 0, 1)
+    for policy in ("truncate", "refuse"):
+        with pytest.raises(UserError, match=r'^t: example 0: a continuation has .*, or let too_long be "drop"$'):
+            run_tasks(decoder, {"t": replace(task, too_long=policy)})
+
+
 MISTAKES = {
     "refused": ({"too_long": "refuse"}, TOO_LONG, "example 1 is .* tokens longer than the model's context"),
     "column": ({"prompt": "{text}"}, ROWS, "no column 'text'; the columns are question, answer, options"),
@@ -219,8 +241,6 @@ def test_references_of_another_number_of_lines_are_refused(decoder: Model, tmp_p
 
 
 def test_settings_without_effect_are_refused(file: str) -> None:
-    from lmx.eval.tasks import CrowsPairs
-
     with pytest.raises(UserError, match="a CrowsPairs task has no prompts, so it takes no shots"):
         Changes(shots=1).applied(CrowsPairs())
     with pytest.raises(UserError, match="has no files"):
