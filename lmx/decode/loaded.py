@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lmx.data.chat import ChatTemplate, Message
 from lmx.data.tokenizer import Encoded, Text, TextTokenizer
 from lmx.decode import forward, rows
-from lmx.decode.classified import Classified, classified
+from lmx.decode.classified import Classified, classified, numbered
 from lmx.decode.defaults import Defaults
 from lmx.decode.generate import Completion, Generator, Row, completed
 from lmx.decode.places import Places, unstacker
@@ -171,7 +171,7 @@ class Model:
                 f"this {self.config.family} has no head for the classes of texts (model.task is {self.config.task!r}); "
                 "call scores"
             )
-        names = self.classes or tuple(f"LABEL_{i}" for i in range(self.config.classes))
+        names = self.classes or numbered(self.config.classes)
         return classified(self.scores(texts), names, several=self.several)
 
     def embed(self, texts: Any) -> jax.Array:

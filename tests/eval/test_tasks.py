@@ -102,6 +102,15 @@ def test_classification_by_a_task_head_is_that_of_scores(classifier: Model, file
     assert found.measures["accuracy"].value == np.mean(expected == [row["answer"] for row in ROWS])
     with pytest.raises(UserError, match=r"t: the model's head gives \(2,\) scores, but there are 3 classes"):
         run_tasks(classifier, {"t": replace(task, classes=("a", "b", "c"))})
+    named = replace(classifier, classes=("odd", "even"))  # its outputs' names, in their order
+    for classes in (("even", "odd"), ("odd", "even"), ()):
+        own = replace(task, classes=classes, label=lambda row: ("odd", "even")[row["answer"]])
+        assert run_tasks(named, {"t": own}, batch=2)["t"].measures["accuracy"] == found.measures["accuracy"]
+    long = {"prompt": lambda row: "dog " * 150, "too_long": "drop"}
+    with pytest.raises(UserError, match="has nothing to measure"):
+        run_tasks(classifier, {"t": replace(task, **long)})
+    with pytest.raises(UserError, match="t: the task's classes are even, old, but the model's are odd, even; give"):
+        run_tasks(named, {"t": replace(task, classes=("even", "old"))})
     with pytest.raises(UserError, match="shots and description need words"):
         run_tasks(classifier, {"t": replace(task, shots=1)})
 
