@@ -244,9 +244,14 @@ def test_references_of_another_number_of_lines_are_refused(decoder: Model, tmp_p
         (tmp_path / name).write_text(lines)
     files = {"files": (str(tmp_path / "source.txt"),), "reference_files": (str(tmp_path / "target.txt"),)}
     task = Generation(prompt="{text}", **files)
-    with pytest.raises(UserError, match=r"target\.txt has 3 lines, but there are 2 examples"):
-        task.run(Examinee(decoder))
-    assert task._with_references([*task.examples(), {"text": "three"}])[2]["reference"] == "drei"
+    for limit in (0, 1):
+        with pytest.raises(UserError, match=r"target\.txt has 3 lines, but there are 2 examples"):
+            replace(task, limit=limit).run(Examinee(decoder))
+    broken = "one\u2028half\r\n\ntwo\x0cpage\n"  # three lines, by newlines alone
+    (tmp_path / "source.txt").write_text(broken, newline="")
+    rows = [(row["text"], row["reference"]) for row in task.examples()]
+    assert rows == [("one\u2028half", "eins"), ("", "zwei"), ("two\x0cpage", "drei")]
+    assert len(replace(task, limit=2).examples()) == 2
 
 
 def test_settings_without_effect_are_refused(file: str) -> None:

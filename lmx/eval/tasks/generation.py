@@ -40,7 +40,7 @@ class Generation(Prompted):
         unknown = [name for name in self.metrics if name not in TEXT_METRICS]
         if unknown or not self.metrics:
             raise UserError(f"metrics is {self.metrics!r}, expected some of {', '.join(TEXT_METRICS)}")
-        rows = self._with_references(self.examples())
+        rows = self.examples()
         expected = [self._references(row) for row in rows]
         contexts = self.contexts(rows)
         texts, truncated = written(examinee, contexts, new_tokens=self.max_new_tokens, stop=self.stop, keeps=self.keeps)
@@ -61,12 +61,15 @@ class Generation(Prompted):
             raise UserError(f"an example's references are {found!r}, expected a text or a list of them")
         return texts
 
-    def _with_references(self, rows: list[Example]) -> list[Example]:
-        """The rows with the lines of ``reference_files``, if there are any."""
+    def joined(self, rows: list[Example]) -> list[Example]:
+        """The rows with the lines of ``reference_files``, if there are any.
+
+        Raises:
+          UserError: there are not as many lines as rows.
+        """
         if not self.reference_files:
             return rows
         lines = read_lines(self.reference_files)
-        lines = lines[: self.limit or None]
         if len(lines) != len(rows):
             raise UserError(
                 f"{', '.join(self.reference_files)} has {len(lines)} lines, but there are {len(rows)} examples: line i "

@@ -100,8 +100,12 @@ class Task(abc.ABC):
         """The rows of a .json file's content: a list of objects, or one under ``data``."""
         return listed(content)
 
+    def joined(self, rows: list[Example]) -> list[Example]:
+        """All rows of the files, with what other files say of them."""
+        return rows
+
     def examples(self) -> list[Example]:
-        """The examples.
+        """The examples, the first ``limit`` of them.
 
         Raises:
           UserError: there are none.
@@ -111,7 +115,7 @@ class Task(abc.ABC):
         rows = read_rows(self.files, self.rows)
         if not rows:
             raise UserError(f"{', '.join(self.files)}: there is no example in it")
-        return rows[: self.limit or None]
+        return self.joined(rows)[: self.limit or None]
 
     def keeps(self, cut: int, index: int) -> bool:
         """Whether the example number ``index``, ``cut`` tokens too long, is asked about.
