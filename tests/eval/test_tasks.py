@@ -11,17 +11,15 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from evaluated import SIZES, log_softmax, made
+from evaluated import log_softmax
 
 from lmx.decode.loaded import Model
 from lmx.errors import UserError
 from lmx.eval.metrics.classification import calibration_error
 from lmx.eval.run import Changes, run_tasks, table
 from lmx.eval.tables import listed, read_rows
-from lmx.eval.tasks import Classification, CrowsPairs, ExtractiveQa, Generation, MultipleChoice, StereoSet
-from lmx.eval.tasks.generation import best_span
+from lmx.eval.tasks import Classification, CrowsPairs, Generation, MultipleChoice, StereoSet
 from lmx.eval.tasks.task import Examinee
-from lmx.models.families.bert import Bert
 
 ROWS = [
     {"question": f"what is {i} of the {thing}", "answer": i % 2, "options": [f"old {thing}", "a lazy dog and a fox"]}
@@ -123,48 +121,6 @@ def test_generation_is_that_of_generate(decoder: Model, file: str) -> None:
     path = written(Path(file).with_name("right.jsonl"), rows)
     found = run_tasks(decoder, {"t": replace(task, files=(str(path),), stop=())}, batch=2)["t"]
     assert found.measures["exact_match"].value == 0.8
-
-
-def test_extractive_answers_in_words_and_squads_own_file(decoder: Model, tmp_path: Path) -> None:
-    question = {"question": "who sings", "id": "1", "answers": [{"text": "birds", "answer_start": 0}] * 2}
-    content = {"data": [{"paragraphs": [{"context": "birds sing", "qas": [question]}]}]}
-    (tmp_path / "squad.json").write_text(json.dumps(content))
-    task = ExtractiveQa(files=(str(tmp_path / "squad.json"),), max_answer_tokens=3)
-    (row,) = task.examples()
-    assert (row["context"], row["answers"]) == ("birds sing", ["birds", "birds"])
-    found = run_tasks(decoder, {"t": task})["t"]
-    assert set(found.measures) == {"exact_match", "f1"}
-    assert found.notes["by"] == "generation"
-
-
-def test_extractive_answers_by_the_head_that_finds_spans(tmp_path: Path) -> None:
-    model = made(Bert(**SIZES, layers=1, task="question_answering"), before=False)
-    rows = [{"question": "who sings", "context": f"the {n} birds sing in the old garden", "answers": []} for n in "ab"]
-    end, expected = model.tokenizer.end_id, []
-    for row in rows:
-        first, second = (model.tokenizer.encode(row[name]) for name in ("question", "context"))
-        tokens = [*first, end, *second, end]
-        types = [0] * (len(first) + 1) + [1] * (len(second) + 1)
-        assert model.tokenize([(row["question"], row["context"])])[0] == (tokens, types)
-        scores = np.asarray(model.scores([(row["question"], row["context"])]))[0]
-        places = range(len(first) + 1, len(tokens) - 1)
-        spans = [(scores[a, 0] + scores[b, 1], a, b) for a in places for b in places if a <= b < a + 4]
-        _, start, last = max(spans)
-        expected.append(model.tokenizer.decode(tokens[start : last + 1]).strip())
-    right = [{**row, "answers": [text]} for row, text in zip(rows, expected, strict=True)]
-    task = ExtractiveQa(files=(str(written(tmp_path / "qa.jsonl", right)),), max_answer_tokens=4)
-    found = run_tasks(model, {"t": task})["t"]
-    assert found.measures["exact_match"].value == 1
-    assert found.notes["by"] == "the span head"
-
-
-def test_the_best_span() -> None:
-    scores = np.zeros((6, 2))
-    scores[1, 0], scores[4, 1], scores[2, 1], scores[0] = 3, 2, 1, 9
-    allowed = np.array([False, True, True, True, True, True])
-    assert best_span(scores, allowed, 9) == (1, 5)
-    assert best_span(scores, allowed, 3) == (1, 3)
-    assert best_span(scores, np.zeros(6, bool), 3) == (0, 0)
 
 
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
