@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from evaluated import log_softmax
 
+from lmx.data.config import DataConfig
 from lmx.decode.loaded import Model
 from lmx.errors import UserError
-from lmx.eval.asking import TargetTooLong, asking, likelihoods, reads_texts
+from lmx.eval.asking import TargetTooLong, asking, likelihoods
+from lmx.eval.harness import Adapter
 from lmx.eval.likelihood import Read, Scorer, bucket
-from lmx.eval.sliding import windows
+from lmx.eval.sliding import sliding, windows
+from lmx.eval.tasks.task import Examinee
 from lmx.experiment import Experiment
 from lmx.objectives.denoising import PrefixLm
 from lmx.objectives.distillation import Distillation
@@ -110,11 +113,13 @@ def test_a_target_is_tokenized_apart_from_its_source(decoder: Model) -> None:
 
 
 def test_a_prefix_has_no_likelihood_of_whole_texts(decoder: Model, encoder_decoder: Model) -> None:
-    way = asking(with_prefix(decoder, PrefixLm()))
-    with pytest.raises(UserError, match=r"learned to go on with a prefix .*; score its own rows"):
-        reads_texts(way, "llama")
-    with pytest.raises(UserError, match="this t5 does not predict the next token"):
-        reads_texts(asking(encoder_decoder), "t5")
+    said = [(with_prefix(decoder, PrefixLm()), r"learned to go on with a prefix .*; score its own rows")]
+    said += [(encoder_decoder, "this t5 does not predict the next token")]
+    for model, words in said:
+        with pytest.raises(UserError, match=words):
+            sliding(Examinee(model), DataConfig())
+        with pytest.raises(UserError, match=words):
+            Adapter(model).loglikelihood_rolling([])
 
 
 def test_do_not_depend_on_the_batch_or_the_mesh(decoder: Model, on_mesh: Model) -> None:
