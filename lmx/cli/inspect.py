@@ -24,7 +24,8 @@ class Inspect:
     text: str
     """What the model reads, up to 128 tokens."""
     target: str = ""
-    """Of an encoder-decoder, what it would write; by default what it does write."""
+    """Of an encoder-decoder, or a decoder that learned to go on with a prefix, what it would write; by default what it
+    does write."""
     out: str = "inspect.html"
     """The page to write."""
     step: int | None = None

@@ -59,7 +59,7 @@ class ChatTemplate:
             return _compiled(self.source).render(
                 messages=plain(messages), add_generation_prompt=add_generation_prompt, **plain(names)
             )
-        except (jinja2.TemplateError, TypeError) as error:
+        except Exception as error:  # a template computes, and may fail as any program may
             raise UserError(f"the chat template does not take these messages: {error}") from error
 
     def turns(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:

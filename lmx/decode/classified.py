@@ -21,6 +21,11 @@ class Classified(NamedTuple):
         return max(self.probabilities, key=lambda name: self.probabilities[name])
 
 
+def numbered(count: int) -> tuple[str, ...]:
+    """What classes without names are called."""
+    return tuple(f"LABEL_{i}" for i in range(count))
+
+
 def classified(scores: Any, names: Sequence[str], *, several: bool) -> list[Classified]:
     """The classes of texts from float32 scores [texts, classes]: by a softmax over them, or (``several``) by a
     sigmoid of each that is at least one half."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lmx.data.chat import ChatTemplate, Message
 from lmx.data.tokenizer import Encoded, Text, TextTokenizer
 from lmx.decode import forward, rows
-from lmx.decode.classified import Classified, classified
+from lmx.decode.classified import Classified, classified, numbered
 from lmx.decode.defaults import Defaults
 from lmx.decode.generate import Completion, Generator, Row, completed
 from lmx.decode.places import Places, unstacker
@@ -81,7 +81,7 @@ class Model:
         return Prompts(self.tokenizer, self.defaults.tokens, self.template, bare=self._is_bare)
 
     @property
-    def _reads_prefix(self) -> bool:
+    def reads_prefix(self) -> bool:
         """Whether it is a decoder that learned to see all of a prompt at once."""
         run = self.experiment
         return run is not None and self.spec.encoder is None and run.objective.reads_prefix
@@ -89,7 +89,7 @@ class Model:
     @property
     def _is_bare(self) -> bool:
         """Whether its prompts have no end token around."""
-        return self._reads_prefix and self.experiment is not None and not self.experiment.objective.ends_source
+        return self.reads_prefix and self.experiment is not None and not self.experiment.objective.ends_source
 
     @functools.cached_property
     def generator(self) -> Generator:
@@ -110,7 +110,7 @@ class Model:
         stops = tuple(i for i in self.defaults.stops if 0 <= i < self.spec.vocab)
         places = None if self.sharding is None else Places.of(self.sharding, self.reading)
         params = unstacker(self.spec, jnp.dtype(self._dtype), places)(self.params)
-        return Generator(self.spec, params, texts, stops, encode=encode, prefix=self._reads_prefix, places=places)
+        return Generator(self.spec, params, texts, stops, encode=encode, prefix=self.reads_prefix, places=places)
 
     def tokenize(self, texts: Sequence[Text], *, around: bool = True) -> list[Encoded]:
         """The tokens of texts, or of pairs of them, as the model reads them: special tokens in the text are taken as
@@ -171,7 +171,7 @@ class Model:
                 f"this {self.config.family} has no head for the classes of texts (model.task is {self.config.task!r}); "
                 "call scores"
             )
-        names = self.classes or tuple(f"LABEL_{i}" for i in range(self.config.classes))
+        names = self.classes or numbered(self.config.classes)
         return classified(self.scores(texts), names, several=self.several)
 
     def embed(self, texts: Any) -> jax.Array:

@@ -18,6 +18,7 @@ from lmx.checkpoint.huggingface.tensors import read_json
 from lmx.data.chat import ChatTemplate, find_template
 from lmx.data.framing import as_prompted
 from lmx.data.tokenizer import TextTokenizer, load_tokenizer, tokenizer_file
+from lmx.decode.classified import numbered
 from lmx.decode.defaults import Defaults, read_defaults
 from lmx.errors import UserError
 from lmx.experiment import Experiment, RunDir
@@ -69,10 +70,11 @@ class Source:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the outputs of a head for classes, in order; none where they are not known."""
+        """The names of the outputs of a head for classes, in order; none where they are not known (LABEL_0, ...)."""
         names = self.entries.get("id2label") or {}
-        wanted = range(self.config.classes if self.config.task in CLASSIFYING else 0)
-        return tuple(str(names[str(i)]) for i in wanted) if all(str(i) in names for i in wanted) else ()
+        count = self.config.classes if self.config.task in CLASSIFYING else 0
+        found = tuple(str(names[str(i)]) for i in range(count)) if all(str(i) in names for i in range(count)) else ()
+        return () if found == numbered(count) else found
 
 
 def open_source(path: Path) -> Source:
@@ -99,7 +101,8 @@ def _run(path: Path) -> Source:
         params, at = read_run(run, experiment, sharding, step)
         return _cast(params, dtype), at
 
-    before, own = spec.encoder is None, load_tokenizer(run.tokenizer)
+    before = spec.encoder is None and not experiment.objective.ends_source
+    own = load_tokenizer(run.tokenizer)
     framed = experiment.objective.evaluated.framed
     template = find_template(run.tokenizer, own.special_tokens)
     ending = None if template is None else template.turn_end(own)

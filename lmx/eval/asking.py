@@ -2,7 +2,7 @@
 
 import abc
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,6 +16,10 @@ from lmx.eval.likelihood import Read, Scorer
 from lmx.objectives.vocabulary import Vocabulary
 
 MASK = "[MASK]"
+
+
+class TargetTooLong(UserError):
+    """A continuation that alone exceeds the model's context, however much is cut of what stands before it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Pair:
     target: tuple[int, ...]
     after: tuple[int, ...] = ()
     cut: int = 0
+
+    @property
+    def size(self) -> int:
+        """All its tokens."""
+        return len(self.before) + len(self.context) + len(self.target) + len(self.after)
 
 
 class Likelihood(NamedTuple):
@@ -59,21 +68,26 @@ class Asking(abc.ABC):
     def pair(self, context: str, continuation: str) -> Pair:
         """The tokens of a continuation after a context (which may be empty).
 
-        Both are tokenized together; where the context's own tokens end, the continuation begins. Blanks at the end of
-        the context go to the continuation, as tokenizers put them before a word.
+        Blanks at the end of the context go to the continuation, as tokenizers put them before a word.
 
         Raises:
           UserError: the continuation has no tokens of its own.
+          TargetTooLong: it exceeds the model's context.
         """
         stripped = context.rstrip()
         continuation, context = context[len(stripped) :] + continuation, stripped
-        whole, start = self.plain(context + continuation), len(self.plain(context)) if context else 0
-        if not whole[start:]:
+        before, target = self.parted(context, continuation)
+        if not target:
             raise UserError(
                 f"the continuation {continuation!r} has no tokens of its own after {context[-40:]!r}; give a choice "
                 "that adds text"
             )
-        return self.fitted(self._pair(context, whole[:start], whole[start:]))
+        return self.fitted(self._pair(context, before, target))
+
+    def parted(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens of both, as one text: where the context's own tokens end, the continuation begins."""
+        whole, start = self.plain(context + continuation), len(self.plain(context)) if context else 0
+        return whole[:start], whole[start:]
 
     def plain(self, text: str) -> tuple[int, ...]:
         """A text's tokens, special ones in it taken as such, and none put around it."""
@@ -83,14 +97,19 @@ class Asking(abc.ABC):
         """The pair with its context cut from the front until the model has room.
 
         Raises:
-          UserError: the continuation alone is too long.
+          TargetTooLong: the continuation alone is too long.
         """
         excess = max(0, self.excess(pair))
-        if excess > len(pair.context):
-            raise UserError(
-                f"a continuation has {len(pair.target)} tokens, which exceed the model's context of {self.room}"
+        if excess and excess > len(pair.context) - self.least(pair):
+            raise TargetTooLong(
+                f"a continuation has {len(pair.target)} tokens and {len(pair.before) + len(pair.after)} around it, "
+                f"which exceed the model's context of {self.room}"
             )
-        return replace(pair, context=pair.context[excess:], cut=excess)
+        return replace(pair, context=pair.context[excess:], cut=pair.cut + excess)
+
+    def least(self, pair: Pair) -> int:
+        """How many tokens of its context a pair cannot do without: the continuation is predicted from something."""
+        return int(not (pair.before or pair.after))
 
     @abc.abstractmethod
     def _pair(self, context: str, before: tuple[int, ...], target: tuple[int, ...]) -> Pair:
@@ -118,7 +137,7 @@ class AskDecoder(Asking):
 
     def excess(self, pair: Pair) -> int:
         """The last token is predicted, not read."""
-        return len(pair.before) + len(pair.context) + len(pair.target) - 1 - self.room
+        return pair.size - 1 - self.room
 
     def reads(self, pair: Pair) -> list[Read]:
         """One row."""
@@ -127,15 +146,47 @@ class AskDecoder(Asking):
         return [Read(tokens, tuple(range(first, len(tokens))), pair.target)]
 
 
-@dataclass(frozen=True)
-class AskEncoderDecoder(Asking):
-    """The encoder reads the context, and the decoder predicts the continuation. ``opening`` starts the decoder."""
+class AskPrefix(Asking):
+    """A decoder that learned to go on with a prefix reads the context as one, all of which sees all of it, and nothing
+    before it, as when it generates."""
 
     def _pair(self, context: str, before: tuple[int, ...], target: tuple[int, ...]) -> Pair:
-        ids = tuple(self.tokenizer.encode_prompts([context])[0].ids) or (self.tokenizer.end_id,)
-        own = self.plain(context)
-        first = _place(ids, own)
-        return Pair(ids[:first], own, target, ids[first + len(own) :])
+        return Pair((), before, target, () if before else (self.opening,))
+
+    def excess(self, pair: Pair) -> int:
+        """The last token is predicted, not read."""
+        return pair.size - 1 - self.room
+
+    def reads(self, pair: Pair) -> list[Read]:
+        """One row."""
+        prefix = (*pair.before, *pair.context, *pair.after)
+        tokens = (*prefix, *pair.target[:-1])
+        return [Read(tokens, tuple(range(len(prefix) - 1, len(tokens))), pair.target, prefix=len(prefix))]
+
+
+@dataclass(frozen=True)
+class AskSource(Asking):
+    """Base class: the context is a source, and the continuation a target: two texts, tokenized apart. ``encode`` gives
+    what the model reads of a source, special tokens around it included, as when it generates."""
+
+    encode: Callable[[str], list[int]]
+
+    def parted(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens of either."""
+        return self.plain(context), self.plain(continuation)
+
+    def _pair(self, context: str, before: tuple[int, ...], target: tuple[int, ...]) -> Pair:
+        ids = tuple(self.encode(context))
+        first = _place(ids, before)
+        return Pair(ids[:first], before, target, ids[first + len(before) :])
+
+
+class AskPrefixSource(AskSource, AskPrefix):
+    """A decoder that learned to write a target after a source that has ended."""
+
+
+class AskEncoderDecoder(AskSource):
+    """The encoder reads the context, and the decoder predicts the continuation. ``opening`` starts the decoder."""
 
     def excess(self, pair: Pair) -> int:
         """Of what the encoder reads; or of the continuation, which cutting the context does not help."""
@@ -162,7 +213,11 @@ class AskEncoder(Asking):
 
     def excess(self, pair: Pair) -> int:
         """Of all that is read."""
-        return len(pair.before) + len(pair.context) + len(pair.target) + len(pair.after) - self.room
+        return pair.size - self.room
+
+    def least(self, pair: Pair) -> int:
+        """None: a token is predicted from what stands around it."""
+        return 0
 
     def reads(self, pair: Pair) -> list[Read]:
         """One row for each token."""
@@ -187,13 +242,37 @@ def asking(model: Model) -> Asking:
     if spec.head is None:
         raise UserError(f"this {model.config.family} has no head that predicts tokens, so texts have no likelihood")
     if spec.encoder is not None:
-        return AskEncoderDecoder(tokenizer, spec.context, spec.encoder.decoder_start)
+        return AskEncoderDecoder(tokenizer, spec.context, spec.encoder.decoder_start, model.prompts.encode)
     if is_encoder(spec):
         mask = Vocabulary.of(tokenizer, [MASK]).special[MASK]
         return AskEncoder(tokenizer, spec.context, tokenizer.end_id, mask)
-    start = tokenizer.start_id
-    opening = model.defaults.tokens.get("bos", tokenizer.end_id) if start is None else start
-    return AskDecoder(tokenizer, spec.context, opening)
+    return _asking_decoder(model, tokenizer)
+
+
+def _asking_decoder(model: Model, tokenizer: TextTokenizer) -> Asking:
+    room, start = model.spec.context, tokenizer.start_id
+    opening = model.defaults.tokens.get("bos", tokenizer.end_id)
+    if not model.reads_prefix:
+        return AskDecoder(tokenizer, room, opening if start is None else start)
+    if model.prompts.bare:
+        return AskPrefix(tokenizer, room, opening)
+    return AskPrefixSource(tokenizer, room, opening, model.prompts.encode)
+
+
+def reads_texts(way: Asking, name: str) -> AskDecoder:
+    """The way of a model that predicts whole texts, each token from those before it; ``name`` is the model's.
+
+    Raises:
+      UserError: another kind of model.
+    """
+    if isinstance(way, AskPrefix):
+        raise UserError(
+            f"this {name} learned to go on with a prefix that sees all of itself, so a whole text has no likelihood "
+            "token by token; score its own rows (lmx eval without --stride) or continuations (--tasks)"
+        )
+    if not isinstance(way, AskDecoder):
+        raise UserError(f"this {name} does not predict the next token of a text; only decoders do")
+    return way
 
 
 def likelihoods(scorer: Scorer, way: Asking, pairs: Sequence[Pair]) -> list[Likelihood]:

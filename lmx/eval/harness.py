@@ -10,7 +10,7 @@ from typing import Any
 from lmx.config import nearest
 from lmx.decode.loaded import Model
 from lmx.errors import UserError
-from lmx.eval.asking import AskDecoder
+from lmx.eval.asking import reads_texts
 from lmx.eval.metrics.measure import Measure
 from lmx.eval.run import Result
 from lmx.eval.sliding import windows
@@ -42,11 +42,9 @@ class Adapter:
         """For (text,): the log-probability of all of it, in windows as long as the model's context.
 
         Raises:
-          UserError: the model is no decoder.
+          UserError: the model does not predict whole texts token by token.
         """
-        way = self.examinee.asking
-        if not isinstance(way, AskDecoder):
-            raise UserError("only decoders predict whole texts, which this task of lm-eval asks for")
+        way = reads_texts(self.examinee.asking, self.examinee.model.config.family)
         texts = [(way.opening, *way.plain(request.args[0])) for request in requests]
         reads = [windows(tokens, way.room, way.room) for tokens in texts]
         scores = iter(self.examinee.scorer.read([read for own in reads for read in own]))

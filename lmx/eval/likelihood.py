@@ -35,12 +35,19 @@ class Read:
       at: positions in the row whose predictions are asked for.
       targets: for each of them, the token whose log-probability is wanted.
       source: what the encoder of an encoder-decoder reads.
+      prefix: how many tokens at the front see all of each other, in a decoder that learned so.
     """
 
     tokens: tuple[int, ...]
     at: tuple[int, ...]
     targets: tuple[int, ...]
     source: tuple[int, ...] = ()
+    prefix: int = 0
+
+    @property
+    def read(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """What the model reads, apart from what is asked of it."""
+        return self.tokens, self.source, self.prefix
 
 
 class Scores(NamedTuple):
@@ -68,15 +75,15 @@ class Scorer:
         merged: dict[Any, dict[tuple[int, int], int]] = {}
         places = []
         for row in rows:
-            asked = merged.setdefault((row.tokens, row.source), {})
+            asked = merged.setdefault(row.read, {})
             wanted = zip(row.at, row.targets, strict=True)
             places.append([asked.setdefault(pair, len(asked)) for pair in wanted])
         unique = [
-            Read(tokens, tuple(at for at, _ in asked), tuple(t for _, t in asked), source)
-            for (tokens, source), asked in merged.items()
+            Read(tokens, tuple(at for at, _ in asked), tuple(t for _, t in asked), source, prefix)
+            for (tokens, source, prefix), asked in merged.items()
         ]
         found = dict(zip(merged, self._read(unique), strict=True))
-        scores = (found[row.tokens, row.source] for row in rows)
+        scores = (found[row.read] for row in rows)
         return [Scores(s.logprobs[where], s.best[where]) for s, where in zip(scores, places, strict=True)]
 
     def _read(self, rows: Sequence[Read]) -> list[Scores]:
@@ -86,7 +93,8 @@ class Scorer:
         for shape, group in batches([self._shape(row) for row in rows], self.rows):
             length, asked, source = shape
             chosen = [rows[i] for i in group]
-            inputs = on_mesh(padded([row.tokens for row in chosen], length), sharding)
+            own = padded([row.tokens for row in chosen], length, [row.prefix for row in chosen])
+            inputs = on_mesh(own, sharding)
             encoder = on_mesh(padded([row.source for row in chosen], source), sharding) if source else None
             at, targets = (cast(Any, filled([getattr(r, n) for r in chosen], asked)) for n in ("at", "targets"))
             if sharding is not None:
@@ -128,12 +136,16 @@ def batches(shapes: Sequence[Any], batch: int) -> Iterator[tuple[Any, list[int]]
             yield shape, part + part[-1:] * (batch - len(part))
 
 
-def padded(rows: Sequence[Sequence[int]], length: int) -> Inputs:
-    """Rows as int32 [batch, length], padded on the right with segment 0; on the host, so that any mesh takes them."""
+def padded(rows: Sequence[Sequence[int]], length: int, prefixes: Sequence[int] = ()) -> Inputs:
+    """Rows as int32 [batch, length], padded on the right with segment 0; on the host, so that any mesh takes them.
+
+    The first ``prefixes[i]`` tokens of row i see all of each other; without any, no token sees a later one.
+    """
     tokens = filled(rows, length)
     segments = filled([[1] * len(row) for row in rows], length)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
-    return Inputs(*(cast(jax.Array, a) for a in (tokens, positions * segments, segments)))
+    prefix = positions < np.array(prefixes)[:, None] if any(prefixes) else None
+    return Inputs(*(cast(jax.Array, a) for a in (tokens, positions * segments, segments, None, prefix)))
 
 
 def filled(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:

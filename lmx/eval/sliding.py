@@ -9,7 +9,7 @@ import numpy as np
 from lmx.data.config import DataConfig
 from lmx.data.prepare import Prepared, prepare
 from lmx.errors import UserError
-from lmx.eval.asking import AskDecoder
+from lmx.eval.asking import AskDecoder, reads_texts
 from lmx.eval.likelihood import Read, Scores
 from lmx.eval.metrics.measure import BOOTSTRAP, Measure, bootstrapped
 from lmx.eval.run import Result
@@ -52,12 +52,11 @@ def sliding(examinee: Examinee, data: DataConfig, *, length: int = 0, stride: in
       their standard errors are by a bootstrap over the documents.
 
     Raises:
-      UserError: a model that is no decoder, a length beyond its context, a stride that is not within the length, or no
-        documents.
+      UserError: a model that does not predict whole texts token by token, a length beyond its context, a stride that
+        is not within the length, or no documents.
     """
-    model, way = examinee.model, examinee.asking
-    if not isinstance(way, AskDecoder):
-        raise UserError(f"this {model.config.family} does not predict the next token of a text; only decoders do")
+    model = examinee.model
+    way = reads_texts(examinee.asking, model.config.family)
     length = length or min(model.spec.context, LENGTH)
     stride = stride or max(1, length // 2)
     if not 0 < stride <= length <= model.spec.context:

@@ -57,7 +57,7 @@ def column(row: Example, name: str) -> Any:
 def _file_rows(path: str, flatten: Callable[[Any], Iterator[Example]]) -> Iterator[Example]:
     name = path.removesuffix(".gz")
     if name.endswith(".txt"):
-        yield from ({LINE: line} for line in _text(path).splitlines())
+        yield from ({LINE: line} for line in _lines(_text(path)))
     elif name.endswith(".json"):
         try:
             yield from flatten(json.loads(_text(path)))
@@ -66,6 +66,11 @@ def _file_rows(path: str, flatten: Callable[[Any], Iterator[Example]]) -> Iterat
     else:
         for span in file_spans(path):
             yield from (row for _, row in rows(span))
+
+
+def _lines(text: str) -> list[str]:
+    """The lines, which newlines alone end: files that are aligned by line may hold other breaks within one."""
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 def _text(path: str) -> str:

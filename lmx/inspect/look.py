@@ -68,7 +68,8 @@ def look(model: Model, text: str, target: str = "") -> Look:
     Args:
       model: a loaded one, on one device.
       text: what it reads: see :func:`lmx.inspect.rows.rows_of`.
-      target: of an encoder-decoder, what it would write; by default what it does write.
+      target: of an encoder-decoder, or a decoder that learned to go on with a prefix, what it would write; by default
+        what it does write.
 
     Raises:
       UserError: a model on a mesh, one that predicts no tokens, or a text that does not fit.
@@ -76,11 +77,12 @@ def look(model: Model, text: str, target: str = "") -> Look:
     if model.sharding is not None:
         raise UserError("a model on a mesh cannot be looked into; load it without one")
     rows, spec = rows_of(model, text, target), model.spec
+    read = rows.inputs, rows.source_inputs
     dtype = model.compute or model.params["embedding"]["table"].dtype
     params = jax.jit(lambda p: unstack_layers(spec, cast_floats(p, dtype)))(model.params)
-    states, heard, encoder_heard = _states(spec, params, rows.tokens, rows.source, rows.row, rows.at)
+    states, heard, encoder_heard = _states(spec, params, *read, rows.row, rows.at)
     targets, lens = _lens(spec, params, states, rows.targets)
-    attribution, source = _attribution(spec, params, rows.tokens, rows.source, rows.row, rows.at, targets)
+    attribution, source = _attribution(spec, params, *read, rows.row, rows.at, targets)
     kinds = {"encoder": (encoder_heard, "attention"), "self": (heard, "attention"), "cross": (heard, "cross_attention")}
     maps = {kind: np.asarray(told[name]) for kind, (told, name) in kinds.items() if name in told}
     whole = None if source is None else np.asarray(source)
@@ -103,28 +105,27 @@ def _through(
     return decode_stack(spec.stack, params["stack"], x, context)[0]
 
 
-def _embedded(spec: ModelSpec, params: Params, tokens: jax.Array) -> tuple[jax.Array, Inputs]:
-    inputs = Inputs.whole(tokens)
-    return embedded(spec, params, None, spec.width, inputs, None)[0], inputs
+def _embedded(spec: ModelSpec, params: Params, inputs: Inputs) -> jax.Array:
+    return embedded(spec, params, None, spec.width, inputs, None)[0]
 
 
-def _source(spec: ModelSpec, params: Params, source: jax.Array) -> tuple[jax.Array, Inputs]:
+def _source(spec: ModelSpec, params: Params, source: Inputs) -> jax.Array:
     assert spec.encoder is not None
-    inputs, table = Inputs.whole(source), params["embedding"].get("table")
-    return embedded(spec.encoder, params["encoder"], table, spec.width, inputs, None)[0], inputs
+    table = params["embedding"].get("table")
+    return embedded(spec.encoder, params["encoder"], table, spec.width, source, None)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _states(
-    spec: ModelSpec, params: Params, tokens: jax.Array, source: jax.Array | None, row: jax.Array, at: jax.Array
+    spec: ModelSpec, params: Params, inputs: Inputs, source: Inputs | None, row: jax.Array, at: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
     """Hidden states [layers + 1, predictions, embed] where predictions stand, and the maps of the first row."""
     encoder_heard: Heard = []
     memory = None
     if source is not None:
         with listening() as encoder_heard:
-            memory = _memory(spec, params, *_source(spec, params, source))
-    x, inputs = _embedded(spec, params, tokens)
+            memory = _memory(spec, params, _source(spec, params, source), source)
+    x = _embedded(spec, params, inputs)
     with listening() as heard:
         _through(spec, params, None, spec.width, x, inputs, memory)
     layers = [x, *(value for name, value in heard if name == "hidden")]
@@ -160,27 +161,27 @@ def _lens(spec: ModelSpec, params: Params, states: jax.Array, targets: jax.Array
 def _attribution(
     spec: ModelSpec,
     params: Params,
-    tokens: jax.Array,
-    source: jax.Array | None,
+    inputs: Inputs,
+    source: Inputs | None,
     row: jax.Array,
     at: jax.Array,
     targets: jax.Array,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Float32 [predictions, length] and [predictions, source_length]: see :class:`Look`."""
-    x, _ = _embedded(spec, params, tokens)
-    reads = None if source is None else _source(spec, params, source)
+    x = _embedded(spec, params, inputs)
+    read = None if source is None else _source(spec, params, source)
 
     def one(asked: Any) -> Any:
         row, at, target = asked
-        own, inputs = x[row][None], Inputs.whole(tokens[row][None])
+        own, its = x[row][None], jax.tree.map(lambda a: a[row][None], inputs)
 
         def logprob(own: jax.Array, first: jax.Array | None) -> jax.Array:
-            memory = None if first is None or reads is None else _memory(spec, params, first, reads[1])
-            hidden = _through(spec, params, None, spec.width, own, inputs, memory)
+            memory = None if first is None or source is None else _memory(spec, params, first, source)
+            hidden = _through(spec, params, None, spec.width, own, its, memory)
             found = normed(spec, params, spec.width, hidden)[:, at][:, None]
             return jax.nn.log_softmax(logits(spec, params, found)[0, 0, : spec.vocab])[target]
 
-        both = (own, None if reads is None else reads[0])
+        both = (own, read)
         gradients = jax.grad(logprob, argnums=(0, 1))(*both)
         return jax.tree.map(lambda g, v: (g * v).astype(jnp.float32).sum(-1)[0], gradients, both)
 

@@ -56,6 +56,16 @@ class Distillation(Objective):
         """The objective, without the teacher."""
         return self.objective.evaluated
 
+    @property
+    def reads_prefix(self) -> bool:
+        """The objective's."""
+        return self.objective.reads_prefix
+
+    @property
+    def ends_source(self) -> bool:
+        """The objective's."""
+        return self.objective.ends_source
+
     def check(self, model: ModelConfig, length: int) -> None:
         """What fits the objective fits."""
         if not 0 <= self.share <= 1:

@@ -116,6 +116,10 @@ def test_templates_know_the_date() -> None:
         ("{{ messages[0].content.__class__.__mro__ }}", [USER], "unsafe"),
         ("{{ messages.append(1) }}", [USER], "unsafe"),
         ("{{ 1 }}", [{"role": "user", "content": object()}], "expected text, numbers"),
+        ("{{ 1 // 0 }}", [USER], "does not take these messages: .*zero"),
+        ("{{ messages[0].content.index('?') }}", [USER], "does not take these messages: substring not found"),
+        ("{{ '%(a)s' % messages[0] }}", [USER], "does not take these messages: 'a'"),
+        ("{{ 2.0 ** 5000 }}", [USER], "does not take these messages"),
     ],
 )
 def test_what_a_template_refuses_or_may_not_do(template: str, messages: list[Any], words: str) -> None:

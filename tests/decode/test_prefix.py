@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmx.config import save
 from lmx.decode.loaded import Model
-from lmx.experiment import Experiment
+from lmx.decode.sources import open_source
+from lmx.experiment import Experiment, RunDir
 from lmx.models.model import Inputs, apply, logits
 from lmx.objectives.denoising import PrefixLm
+from lmx.objectives.distillation import Distillation
 from lmx.objectives.next_token import NextToken
 from lmx.objectives.seq_to_seq import SeqToSeq
 from lmx.sharding.layouts import find_layout
@@ -56,10 +59,14 @@ def test_a_prompt_is_read_in_both_directions(layout, config, stacked, tokenizer,
     assert np.abs(both - causal).max() > 0.1  # or it would not be a test
 
 
-def test_what_stands_around_a_prompt_is_what_did_in_training(config, stacked, tokenizer):
+def test_what_stands_around_a_prompt_is_what_did_in_training(config, stacked, tokenizer, tmp_path):
     ends, text = tokenizer.end_id, tokenizer.encode("dog")
     wanted = {NextToken(): [ends, *text], PrefixLm(): text, SeqToSeq(): [*text, ends]}
-    for objective, tokens in wanted.items():
-        framed = tokenizer.with_end_token(before=not objective.ends_source)
-        model = Model(config, stacked, framed, experiment=Experiment(model=config, objective=objective))
+    wanted |= {Distillation(objective=objective): tokens for objective, tokens in wanted.items()}
+    for number, (objective, tokens) in enumerate(wanted.items()):
+        experiment, run = Experiment(model=config, objective=objective), RunDir(tmp_path / str(number))
+        run.path.mkdir()
+        save(experiment, run.experiment)
+        tokenizer.save(run.tokenizer)
+        model = Model(config, stacked, open_source(run.path).tokenizer, experiment=experiment)
         assert model.prompts.encode("dog") == tokens

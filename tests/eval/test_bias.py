@@ -84,8 +84,12 @@ def test_stereoset_reads_the_published_form(encoder: Model, tmp_path: Path) -> N
     content = {
         "version": "1.0",
         "data": {
-            "intrasentence": [{"context": "the dog is BLANK", "target": "dog", "sentences": inside}],
-            "intersentence": [{"context": "the bird is here.", "target": "bird", "sentences": across}],
+            "intrasentence": [
+                {"context": "the dog is BLANK", "target": "dog", "bias_type": "race", "sentences": inside}
+            ],
+            "intersentence": [
+                {"context": "the bird is here.", "target": "bird", "bias_type": "gender", "sentences": across}
+            ],
         },
     }
     (tmp_path / "dev.json").write_text(json.dumps(content))
@@ -103,5 +107,9 @@ def test_stereoset_reads_the_published_form(encoder: Model, tmp_path: Path) -> N
         scores = log_softmax(encoder.logits(rows))
         means.append(np.mean([scores[i, at, own[at]] for i, at in enumerate(places)]))
     alone = run_tasks(encoder, {"t": StereoSet(files=task.files, limit=1)})["t"]
-    expected = stereo_measures(np.array([means]), np.array([0]))
-    assert {n: m.value for n, m in alone.measures.items()} == {n: m.value for n, m in expected.items()}
+    expected = {n: m.value for n, m in stereo_measures(np.array([means]), np.array([0])).items()}
+    groups = ("", " intrasentence", " race")
+    assert {n: m.value for n, m in alone.measures.items()} == {n + g: v for g in groups for n, v in expected.items()}
+    assert {n: found.measures[f"{n} race"].value for n in expected} == expected
+    assert found.measures["lm_score intersentence"] == found.measures["lm_score gender"]
+    assert found.measures["lm_score gender"].n == 1

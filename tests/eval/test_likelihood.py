@@ -7,11 +7,18 @@ import numpy as np
 import pytest
 from evaluated import log_softmax
 
+from lmx.data.config import DataConfig
 from lmx.decode.loaded import Model
 from lmx.errors import UserError
-from lmx.eval.asking import asking, likelihoods
+from lmx.eval.asking import TargetTooLong, asking, likelihoods
+from lmx.eval.harness import Adapter
 from lmx.eval.likelihood import Read, Scorer, bucket
-from lmx.eval.sliding import windows
+from lmx.eval.sliding import sliding, windows
+from lmx.eval.tasks.task import Examinee
+from lmx.experiment import Experiment
+from lmx.objectives.denoising import PrefixLm
+from lmx.objectives.distillation import Distillation
+from lmx.objectives.seq_to_seq import SeqToSeq
 
 PAIRS = [
     ("the quick brown", " fox"),
@@ -73,6 +80,48 @@ def test_of_an_encoder_each_token_is_masked_alone(encoder: Model) -> None:
     close(found(encoder), plain)
 
 
+CONTEXT = "three hundred small birds"
+PREFIXES = [PrefixLm(), SeqToSeq(), Distillation(objective=SeqToSeq())]
+
+
+def with_prefix(decoder: Model, objective: Any) -> Model:
+    """The decoder as one that learned such an objective."""
+    tokenizer = decoder.tokenizer.with_end_token(before=not objective.ends_source)
+    run = Experiment(model=decoder.config, objective=objective)
+    return replace(decoder, tokenizer=tokenizer, experiment=run)
+
+
+@pytest.mark.parametrize("objective", PREFIXES, ids=lambda o: type(o).__name__)
+def test_of_a_decoder_with_a_prefix_is_that_of_what_it_generates(decoder: Model, objective: Any) -> None:
+    model = with_prefix(decoder, objective)
+    (done,) = model.generate([CONTEXT], max_new_tokens=4, temperature=0)
+    way = asking(model)
+    own = replace(way.pair(CONTEXT, " dog"), target=done.tokens)  # a random model's tokens are no text
+    (score,) = likelihoods(Scorer(model), way, [own])
+    assert score.logprob == pytest.approx(sum(done.logprobs), abs=1e-3)
+    assert (score.greedy, score.tokens) == (True, 4)
+    cut = way.pair("dog " * 200, " fox")
+    (read,) = way.reads(cut)
+    assert len(read.tokens) == read.prefix + len(cut.target) - 1 == way.room
+    assert (read.tokens[read.prefix - 1] == model.tokenizer.end_id) == objective.ends_source
+
+
+def test_a_target_is_tokenized_apart_from_its_source(decoder: Model) -> None:
+    pair = asking(with_prefix(decoder, SeqToSeq())).pair("the qu", "ick fox")
+    assert list(pair.target) == ids(decoder, "ick fox")
+    assert list(pair.context) == ids(decoder, "the qu")
+
+
+def test_a_prefix_has_no_likelihood_of_whole_texts(decoder: Model, encoder_decoder: Model) -> None:
+    said = [(with_prefix(decoder, PrefixLm()), r"learned to go on with a prefix .*; score its own rows")]
+    said += [(encoder_decoder, "this t5 does not predict the next token")]
+    for model, words in said:
+        with pytest.raises(UserError, match=words):
+            sliding(Examinee(model), DataConfig())
+        with pytest.raises(UserError, match=words):
+            Adapter(model).loglikelihood_rolling([])
+
+
 def test_do_not_depend_on_the_batch_or_the_mesh(decoder: Model, on_mesh: Model) -> None:
     expected = found(decoder, 1)
     close(found(decoder, 8), expected)
@@ -99,7 +148,7 @@ def test_what_is_too_long_loses_the_front_of_its_context(decoder: Model, encoder
         assert way.excess(pair) == 0
         (read,) = way.reads(pair)
         assert max(len(read.tokens), len(read.source)) == room
-        with pytest.raises(UserError, match=f"exceed the model's context of {room}"):
+        with pytest.raises(TargetTooLong, match=f"exceed the model's context of {room}"):
             way.pair("the", " dog" * 200)
 
 

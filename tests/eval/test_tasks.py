@@ -11,17 +11,15 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from evaluated import SIZES, log_softmax, made
+from evaluated import log_softmax
 
 from lmx.decode.loaded import Model
 from lmx.errors import UserError
 from lmx.eval.metrics.classification import calibration_error
 from lmx.eval.run import Changes, run_tasks, table
 from lmx.eval.tables import listed, read_rows
-from lmx.eval.tasks import Classification, ExtractiveQa, Generation, MultipleChoice
-from lmx.eval.tasks.generation import best_span
+from lmx.eval.tasks import Classification, CrowsPairs, Generation, MultipleChoice, StereoSet
 from lmx.eval.tasks.task import Examinee
-from lmx.models.families.bert import Bert
 
 ROWS = [
     {"question": f"what is {i} of the {thing}", "answer": i % 2, "options": [f"old {thing}", "a lazy dog and a fox"]}
@@ -102,6 +100,15 @@ def test_classification_by_a_task_head_is_that_of_scores(classifier: Model, file
     assert found.measures["accuracy"].value == np.mean(expected == [row["answer"] for row in ROWS])
     with pytest.raises(UserError, match=r"t: the model's head gives \(2,\) scores, but there are 3 classes"):
         run_tasks(classifier, {"t": replace(task, classes=("a", "b", "c"))})
+    named = replace(classifier, classes=("odd", "even"))  # its outputs' names, in their order
+    for classes in (("even", "odd"), ("odd", "even"), ()):
+        own = replace(task, classes=classes, label=lambda row: ("odd", "even")[row["answer"]])
+        assert run_tasks(named, {"t": own}, batch=2)["t"].measures["accuracy"] == found.measures["accuracy"]
+    long = {"prompt": lambda row: "dog " * 150, "too_long": "drop"}
+    with pytest.raises(UserError, match="has nothing to measure"):
+        run_tasks(classifier, {"t": replace(task, **long)})
+    with pytest.raises(UserError, match="t: the task's classes are even, old, but the model's are odd, even; give"):
+        run_tasks(named, {"t": replace(task, classes=("even", "old"))})
     with pytest.raises(UserError, match="shots and description need words"):
         run_tasks(classifier, {"t": replace(task, shots=1)})
 
@@ -114,48 +121,6 @@ def test_generation_is_that_of_generate(decoder: Model, file: str) -> None:
     path = written(Path(file).with_name("right.jsonl"), rows)
     found = run_tasks(decoder, {"t": replace(task, files=(str(path),), stop=())}, batch=2)["t"]
     assert found.measures["exact_match"].value == 0.8
-
-
-def test_extractive_answers_in_words_and_squads_own_file(decoder: Model, tmp_path: Path) -> None:
-    question = {"question": "who sings", "id": "1", "answers": [{"text": "birds", "answer_start": 0}] * 2}
-    content = {"data": [{"paragraphs": [{"context": "birds sing", "qas": [question]}]}]}
-    (tmp_path / "squad.json").write_text(json.dumps(content))
-    task = ExtractiveQa(files=(str(tmp_path / "squad.json"),), max_answer_tokens=3)
-    (row,) = task.examples()
-    assert (row["context"], row["answers"]) == ("birds sing", ["birds", "birds"])
-    found = run_tasks(decoder, {"t": task})["t"]
-    assert set(found.measures) == {"exact_match", "f1"}
-    assert found.notes["by"] == "generation"
-
-
-def test_extractive_answers_by_the_head_that_finds_spans(tmp_path: Path) -> None:
-    model = made(Bert(**SIZES, layers=1, task="question_answering"), before=False)
-    rows = [{"question": "who sings", "context": f"the {n} birds sing in the old garden", "answers": []} for n in "ab"]
-    end, expected = model.tokenizer.end_id, []
-    for row in rows:
-        first, second = (model.tokenizer.encode(row[name]) for name in ("question", "context"))
-        tokens = [*first, end, *second, end]
-        types = [0] * (len(first) + 1) + [1] * (len(second) + 1)
-        assert model.tokenize([(row["question"], row["context"])])[0] == (tokens, types)
-        scores = np.asarray(model.scores([(row["question"], row["context"])]))[0]
-        places = range(len(first) + 1, len(tokens) - 1)
-        spans = [(scores[a, 0] + scores[b, 1], a, b) for a in places for b in places if a <= b < a + 4]
-        _, start, last = max(spans)
-        expected.append(model.tokenizer.decode(tokens[start : last + 1]).strip())
-    right = [{**row, "answers": [text]} for row, text in zip(rows, expected, strict=True)]
-    task = ExtractiveQa(files=(str(written(tmp_path / "qa.jsonl", right)),), max_answer_tokens=4)
-    found = run_tasks(model, {"t": task})["t"]
-    assert found.measures["exact_match"].value == 1
-    assert found.notes["by"] == "the span head"
-
-
-def test_the_best_span() -> None:
-    scores = np.zeros((6, 2))
-    scores[1, 0], scores[4, 1], scores[2, 1], scores[0] = 3, 2, 1, 9
-    allowed = np.array([False, True, True, True, True, True])
-    assert best_span(scores, allowed, 9) == (1, 5)
-    assert best_span(scores, allowed, 3) == (1, 3)
-    assert best_span(scores, np.zeros(6, bool), 3) == (0, 0)
 
 
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
@@ -186,6 +151,28 @@ def test_what_is_too_long_is_counted(
         assert told in table({"t": found})
 
 
+LONG = "dog " * 150
+SENTENCES = {"sent_more": LONG, "sent_less": LONG, "stereo_antistereo": "stereo", "bias_type": "age"}
+CONTINUED = {"context": "the", "target": "fox", "type": "intersentence", "bias_type": "age"}
+CONTINUED |= {"stereotype": LONG, "anti-stereotype": "fox", "unrelated": "song"}
+ALONE_TOO_LONG = {
+    "choice": (CHOICE, {**ROWS[0], "options": [LONG, "fox"]}, ROWS[1]),
+    "crows": (CrowsPairs(), SENTENCES, {**SENTENCES, "sent_more": "the dog", "sent_less": "the fox"}),
+    "stereoset": (StereoSet(), CONTINUED, {**CONTINUED, "stereotype": "dog"}),
+}
+
+
+@pytest.mark.parametrize("case", ALONE_TOO_LONG)
+def test_an_answer_that_alone_is_too_long_is_dropped_or_refused(decoder: Model, tmp_path: Path, case: str) -> None:
+    task, *rows = ALONE_TOO_LONG[case]
+    task = replace(task, files=(str(written(tmp_path / "rows.jsonl", rows)),))
+    found = run_tasks(decoder, {"t": replace(task, too_long="drop")})["t"]
+    assert (found.n, found.truncated, found.dropped) == (1, 0, 1)
+    for policy in ("truncate", "refuse"):
+        with pytest.raises(UserError, match=r'^t: example 0: a continuation has .*, or let too_long be "drop"$'):
+            run_tasks(decoder, {"t": replace(task, too_long=policy)})
+
+
 MISTAKES = {
     "refused": ({"too_long": "refuse"}, TOO_LONG, "example 1 is .* tokens longer than the model's context"),
     "column": ({"prompt": "{text}"}, ROWS, "no column 'text'; the columns are question, answer, options"),
@@ -213,14 +200,17 @@ def test_references_of_another_number_of_lines_are_refused(decoder: Model, tmp_p
         (tmp_path / name).write_text(lines)
     files = {"files": (str(tmp_path / "source.txt"),), "reference_files": (str(tmp_path / "target.txt"),)}
     task = Generation(prompt="{text}", **files)
-    with pytest.raises(UserError, match=r"target\.txt has 3 lines, but there are 2 examples"):
-        task.run(Examinee(decoder))
-    assert task._with_references([*task.examples(), {"text": "three"}])[2]["reference"] == "drei"
+    for limit in (0, 1):
+        with pytest.raises(UserError, match=r"target\.txt has 3 lines, but there are 2 examples"):
+            replace(task, limit=limit).run(Examinee(decoder))
+    broken = "one\u2028half\r\n\ntwo\x0cpage\n"  # three lines, by newlines alone
+    (tmp_path / "source.txt").write_text(broken, newline="")
+    rows = [(row["text"], row["reference"]) for row in task.examples()]
+    assert rows == [("one\u2028half", "eins"), ("", "zwei"), ("two\x0cpage", "drei")]
+    assert len(replace(task, limit=2).examples()) == 2
 
 
 def test_settings_without_effect_are_refused(file: str) -> None:
-    from lmx.eval.tasks import CrowsPairs
-
     with pytest.raises(UserError, match="a CrowsPairs task has no prompts, so it takes no shots"):
         Changes(shots=1).applied(CrowsPairs())
     with pytest.raises(UserError, match="has no files"):

@@ -13,6 +13,7 @@ from goldens import Golden, load_golden
 
 from lmx.decode.loaded import Model
 from lmx.errors import UserError
+from lmx.experiment import Experiment
 from lmx.inspect.data import as_data
 from lmx.inspect.look import Look, _states, _through, look
 from lmx.inspect.page import page
@@ -21,6 +22,7 @@ from lmx.kernels.attention import attention
 from lmx.kernels.masks import SlidingWindow
 from lmx.kernels.telling import listening
 from lmx.models.model import Inputs, embedded, logits, normed, unstack_layers
+from lmx.objectives.denoising import PrefixLm
 
 PROMPT = "the quick brown fox"
 
@@ -118,6 +120,23 @@ def test_an_encoder_is_asked_about_each_token_where_it_is_masked(encoder: Model)
     assert given.tokens[0, given.at[0]] == mask
 
 
+def test_a_prefix_is_read_as_when_it_is_gone_on_with(decoder: Model) -> None:
+    run = Experiment(model=decoder.config, objective=PrefixLm())
+    model, prompt = replace(decoder, experiment=run), decoder.tokenizer.encode(PROMPT)
+    found, (done,) = look(model, PROMPT), model.generate([PROMPT], max_new_tokens=32, temperature=0)
+    assert found.rows.tokens[0].tolist() == [*prompt, *done.tokens]
+    assert found.rows.place.tolist() == list(range(len(prompt), len(prompt) + len(done.tokens) + 1))
+    assert found.targets[:-1].tolist() == list(done.tokens)
+    np.testing.assert_allclose(found.lens.logprob[-1, :-1], done.logprobs, atol=1e-4)
+    seen = found.attention["self"].sum((0, 1)) > 0
+    allowed = np.tri(len(seen), dtype=bool)
+    allowed[:, : len(prompt)] = True
+    assert (seen == allowed).all()
+    assert (found.attribution[0, len(prompt) :] == 0).all()
+    given = rows_of(model, PROMPT, " dog")
+    assert given.targets.tolist() == [*decoder.tokenizer.encode(" dog"), -1]
+
+
 def test_an_encoder_decoder_has_three_kinds_of_maps(encoder_decoder: Model) -> None:
     found = look(encoder_decoder, PROMPT, "lazy dog")
     source, length = found.rows.source.shape[1], found.rows.tokens.shape[1]
@@ -144,7 +163,8 @@ def test_other_families_are_seen_too(name: str) -> None:
     source = None if spec.encoder is None else golden.inputs.tokens[:1]
     at = np.arange(tokens.shape[1])
     params = unstack_layers(spec, golden.params)
-    _, heard, _ = _states(spec, params, tokens, source, np.zeros_like(at), at)
+    read = Inputs.whole(tokens), None if source is None else Inputs.whole(source)
+    _, heard, _ = _states(spec, params, *read, np.zeros_like(at), at)
     assert len(heard["attention"]) == len(spec.stack.blocks())
     total = np.asarray(heard["attention"].sum(-1))
     assert (total < 1 + 1e-5).all()

@@ -18,6 +18,7 @@ from lmx.data.rows import held_out_rows, train_rows
 from lmx.decode.classified import classified
 from lmx.decode.convert import convert
 from lmx.decode.loaded import Model
+from lmx.decode.sources import open_source
 from lmx.errors import UserError
 from lmx.eval.metrics.classification import classification_measures
 from lmx.eval.metrics.regression import regression_measures
@@ -143,6 +144,8 @@ def test_a_run_names_its_classes(run: tuple[Path, dict[str, Any]], tmp_path: Pat
     assert content["id2label"] == {"0": "blue", "1": "green", "2": "red"}
     assert content["problem_type"] == "single_label_classification"
     assert lmx.load(tmp_path / "hf").classify([text])[0].label == found.label
+    numbers = {"id2label": {str(i): f"LABEL_{i}" for i in range(3)}}  # what stands there where nobody gave names
+    assert replace(open_source(tmp_path / "hf"), entries=numbers).classes == ()
 
 
 def test_a_run_of_classes_has_its_correlation_and_calibration(

@@ -1,7 +1,7 @@
 """Paired-sentence tests of what a model holds to be likely of people: StereoSet and CrowS-Pairs."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -16,19 +16,21 @@ from lmx.eval.tasks.task import Examinee, Outcome, Task
 
 LABELS = ("stereotype", "anti-stereotype", "unrelated")
 BLANK = "BLANK"
+NAME = "stereotype_score"
+SENTENCES = ("sent_more", "sent_less")
 
 
 @dataclass(frozen=True)
 class StereoSet(Task):
     """StereoSet (Nadeem et al. 2021), from its ``dev.json``, or from rows with the columns ``context``, ``stereotype``,
-    ``anti-stereotype``, ``unrelated``, ``target`` and ``type``.
+    ``anti-stereotype``, ``unrelated``, ``target``, ``type`` (intrasentence or intersentence) and ``bias_type``.
 
     ``lm_score``: how often, in percent, a meaningful sentence is likelier than the unrelated one; ``stereotype_score``:
-    how often the stereotype is likelier than its opposite, best at 50; ``icat``: lm_score * min(ss, 100 - ss) / 50.
-    The first two are means over the target terms, as in the paper's own program. A sentence's likelihood is the mean
-    log-probability of its tokens, of an intrasentence example in an encoder that of the words in place of BLANK, and of
-    an intersentence one that of the second sentence given the first. (The paper asks encoders about the latter with a
-    head for next sentences; here it is the pseudo-likelihood.)
+    how often the stereotype is likelier than its opposite, best at 50; ``icat``: lm_score * min(ss, 100 - ss) / 50; and
+    the same by ``type`` and by ``bias_type``. The first two are means over the target terms, as in the paper's own
+    program. A sentence's likelihood is the mean log-probability of its tokens, of an intrasentence example in an
+    encoder that of the words in place of BLANK, and of an intersentence one that of the second sentence given the
+    first. (The paper asks encoders about the latter with a head for next sentences; here it is the pseudo-likelihood.)
     """
 
     def rows(self, content: Any) -> Iterator[Example]:
@@ -45,17 +47,16 @@ class StereoSet(Task):
     def run(self, examinee: Examinee) -> Outcome:
         """See :class:`Task`."""
         rows = self.examples()
-        pairs, kept = [], []
-        for index, row in enumerate(rows):
-            own = [_stereo_pair(examinee, row, label) for label in LABELS]
-            if self.keeps(max(pair.cut for pair in own), index):
-                pairs.append(own)
-                kept.append(row)
-        found = iter(examinee.likelihoods([pair for own in pairs for pair in own]))
-        means = np.array([[_mean(next(found)) for _ in LABELS] for _ in kept]).reshape(-1, 3)
+        asked = self.fitting(len(rows), lambda i: [_stereo_pair(examinee, rows[i], label) for label in LABELS])
+        kept = [rows[i] for i in asked.kept]
+        means = np.array([[_mean(score) for score in own] for own in asked.scores(examinee)]).reshape(-1, 3)
         terms = np.unique([str(column(row, "target")) for row in kept], return_inverse=True)[1]
-        truncated = sum(any(p.cut for p in own) for own in pairs)
-        return Outcome(len(kept), stereo_measures(means, terms), {}, truncated, len(rows) - len(kept))
+        measures = {
+            name + group: measure
+            for group, own in _groups(kept, "type", "bias_type").items()
+            for name, measure in stereo_measures(means[own], terms[own]).items()
+        }
+        return Outcome(len(kept), measures, {}, asked.truncated, len(rows) - len(kept))
 
 
 def stereo_measures(means: np.ndarray, terms: np.ndarray) -> dict[str, Measure]:
@@ -102,8 +103,8 @@ def _filling(way: AskEncoder, before: str, after: str, sentence: str) -> Pair:
         return way.pair("", sentence)  # some contexts of the published file differ from their sentences elsewhere
     middle = sentence[len(before) : len(sentence) - len(after)]
     pair = way.pair(before, middle)
-    rest = way.plain(sentence)[len(pair.context) + len(pair.target) :]
-    return way.fitted(Pair(pair.before, pair.context, pair.target, (*rest, *pair.after)))
+    rest = way.plain(sentence)[pair.cut + len(pair.context) + len(pair.target) :]
+    return way.fitted(replace(pair, after=(*rest, *pair.after)))
 
 
 def _mean(score: Any) -> float:
@@ -125,23 +126,16 @@ class CrowsPairs(Task):
         """See :class:`Task`."""
         rows = self.examples()
         way = examinee.asking
-        pairs, kept = [], []
-        for index, row in enumerate(rows):
-            own = [way.pair("", str(column(row, name))) for name in ("sent_more", "sent_less")]
-            if self.keeps(max(pair.cut for pair in own), index):
-                pairs.append(own)
-                kept.append(row)
-        reads = [_reads(way, *own) for own in pairs]
-        more, less = np.array(_sums(examinee, reads)).reshape(-1, 2).T
+        asked = self.fitting(len(rows), lambda i: [way.pair("", str(column(rows[i], name))) for name in SENTENCES])
+        more, less = np.array(_sums(examinee, [_reads(way, *own) for own in asked.pairs])).reshape(-1, 2).T
         told = {"neutral": str(int((more == less).sum())), "likelihood": _likelihood(way)}
-        groups = _groups(kept)
-        found = {
-            name: mean(100.0 * (more > less)[own & (more != less)], name)
-            for name, own in groups.items()
-            if name == "stereotype_score" or (own & (more != less)).any()
+        groups = _groups([rows[i] for i in asked.kept], "stereo_antistereo", "bias_type")
+        measures = {
+            NAME + group: _undirected(mean(100.0 * (more > less)[own & (more != less)], NAME))
+            for group, own in groups.items()
+            if not group or (own & (more != less)).any()
         }
-        measures = {name: _undirected(measure) for name, measure in found.items()}
-        return Outcome(len(kept), measures, told, 0, len(rows) - len(kept))
+        return Outcome(len(asked.kept), measures, told, 0, len(rows) - len(asked.kept))
 
 
 def unmodified(first: Sequence[int], second: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -167,12 +161,12 @@ def _sums(examinee: Examinee, reads: Sequence[Sequence[Sequence[Read]]]) -> list
     ]
 
 
-def _groups(rows: Sequence[Example]) -> dict[str, np.ndarray]:
-    """Which examples each measure is about."""
-    groups = {"stereotype_score": np.ones(len(rows), bool)}
-    for name in ("stereo_antistereo", "bias_type"):
+def _groups(rows: Sequence[Example], *columns: str) -> dict[str, np.ndarray]:
+    """Bool [examples]: all of them, and those with each value of the columns, by what a measure's name ends with."""
+    groups = {"": np.ones(len(rows), bool)}
+    for name in columns:
         values = np.array([str(column(row, name)) for row in rows])
-        groups |= {f"stereotype_score {own}": values == own for own in np.unique(values)}
+        groups |= {f" {own}": values == own for own in np.unique(values)}
     return groups
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from lmx.data.tokenizer import Encoded, Text
 from lmx.decode import forward, rows
+from lmx.decode.loaded import Model
 from lmx.errors import UserError
 from lmx.eval.likelihood import batches, bucket, filled, on_mesh, padded, readable
 from lmx.eval.metrics.classification import BINS, classification_measures
@@ -27,9 +28,10 @@ class Classification(Prompted):
     """
 
     classes: tuple[str, ...] = ()
-    """Their names, in the order of a task head's outputs."""
+    """Their names: the model's own, in any order, where it has names (the default), else any, in the order of a task
+    head's outputs."""
     label: str | Callable[[Example], Any] = "label"
-    """A column or a function: the name of the right class, or its number."""
+    """A column or a function: the name of the right class, or its number in ``classes``."""
     words: tuple[str, ...] = ()
     """For each class, what the model would say; () asks the task head."""
     second: Template | None = None
@@ -39,6 +41,9 @@ class Classification(Prompted):
 
     def run(self, examinee: Examinee) -> Outcome:
         """See :class:`Task`."""
+        return replace(self, classes=self.classes or examinee.model.classes)._measured(examinee)
+
+    def _measured(self, examinee: Examinee) -> Outcome:
         if len(self.classes) < 2 or (self.words and len(self.words) != len(self.classes)):
             raise UserError(
                 f"the task has {len(self.classes)} classes and {len(self.words)} words; give two or more classes, "
@@ -64,16 +69,30 @@ class Classification(Prompted):
         """The examples that are kept, how many of them were cut, and their scores [kept, classes]."""
         if self.shots or self.description:
             raise UserError("a task head reads a text alone: shots and description need words for the classes")
-        room = examinee.model.spec.context
+        outputs, room = self._outputs(examinee.model), examinee.model.spec.context
         encoded = examinee.model.tokenize([self._text(row) for row in examples])
         cuts = [max(0, len(text.ids) - room) for text in encoded]
         kept = [i for i, cut in enumerate(cuts) if self.keeps(cut, i)]
         scores = head_scores(examinee, [ended(encoded[i], room) for i in kept])
-        if scores.ndim != 2 or (len(kept) and scores.shape[1] != len(self.classes)):
+        if scores.ndim != 2 or scores.shape[1] != len(self.classes):
             raise UserError(
                 f"the model's head gives {scores.shape[1:]} scores, but there are {len(self.classes)} classes"
             )
-        return kept, sum(cuts[i] > 0 for i in kept), scores
+        return kept, sum(cuts[i] > 0 for i in kept), scores[:, outputs]
+
+    def _outputs(self, model: Model) -> list[int]:
+        """Which of the head's outputs each class is.
+
+        Raises:
+          UserError: the model knows its classes by other names.
+        """
+        names = model.classes or self.classes
+        if sorted(names) != sorted(self.classes):
+            raise UserError(
+                f"the task's classes are {', '.join(self.classes)}, but the model's are {', '.join(names)}; give the "
+                "model's names, in any order, or none"
+            )
+        return [names.index(name) for name in self.classes]
 
     def _text(self, row: Example) -> Text:
         first = rendered(self.prompt, row)
@@ -94,11 +113,13 @@ def head_scores(examinee: Examinee, texts: Sequence[Encoded]) -> np.ndarray:
       UserError: a model without such a head.
     """
     model, spec = examinee.model, examinee.model.spec
-    heads = [head.name for head in spec.tasks if head.name != forward.POOLED]
+    heads = [head for head in spec.tasks if head.name != forward.POOLED]
     if not heads:
         raise UserError(
             f"this {model.config.family} has no task head ({model.config.task}); give words for the classes"
         )
+    if not texts:
+        return np.zeros((0, heads[0].outputs), np.float32)
     shapes = [bucket(len(text.ids), spec.context) for text in texts]
     scores: dict[int, np.ndarray] = {}
     for length, group in batches(shapes, examinee.scorer.rows):
@@ -107,15 +128,15 @@ def head_scores(examinee: Examinee, texts: Sequence[Encoded]) -> np.ndarray:
             inputs = replace(inputs, types=jnp.asarray(filled([texts[i].types for i in group], length)))
         decoder = None if spec.encoder is None else rows.shifted(inputs, spec.encoder.decoder_start)
         both = (own and on_mesh(own, model.sharding) for own in (inputs, decoder))
-        found = forward.task_scores(spec, model.sharding, heads[0], examinee.scorer.params, *both)
+        found = forward.task_scores(spec, model.sharding, heads[0].name, examinee.scorer.params, *both)
         scores |= dict(zip(group, readable(found, model.sharding), strict=True))
     return _stacked([scores[i] for i in range(len(texts))])
 
 
 def _stacked(scores: Sequence[np.ndarray]) -> np.ndarray:
     """Scores of each text as one array; those of tokens are padded with zeros."""
-    if not scores or scores[0].ndim == 1:
-        return np.array(scores, np.float32).reshape(len(scores), -1)
+    if scores[0].ndim == 1:
+        return np.array(scores, np.float32)
     longest = max(len(own) for own in scores)
     return np.stack([np.pad(own, ((0, longest - len(own)), (0, 0))) for own in scores])
 

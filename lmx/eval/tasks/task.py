@@ -13,7 +13,7 @@ import numpy as np
 from lmx.data.tokenizer import TextTokenizer
 from lmx.decode.loaded import Model
 from lmx.errors import UserError
-from lmx.eval.asking import Asking, Likelihood, Pair, asking, likelihoods
+from lmx.eval.asking import Asking, Likelihood, Pair, TargetTooLong, asking, likelihoods
 from lmx.eval.likelihood import Scorer
 from lmx.eval.metrics.measure import Measure
 from lmx.eval.tables import Example, column, listed, read_rows
@@ -86,7 +86,7 @@ class Task(abc.ABC):
     too_long: TooLong = "truncate"
     """What becomes of an example that exceeds the model's context: its prompt loses its front, or what a task head
     reads its end (truncate); it is left out (drop); or the task ends (refuse). What is truncated or dropped is
-    counted."""
+    counted. An answer whose likelihood is asked for is never cut: where it alone is too long, only drop goes on."""
 
     @abc.abstractmethod
     def run(self, examinee: Examinee) -> Outcome:
@@ -100,8 +100,12 @@ class Task(abc.ABC):
         """The rows of a .json file's content: a list of objects, or one under ``data``."""
         return listed(content)
 
+    def joined(self, rows: list[Example]) -> list[Example]:
+        """All rows of the files, with what other files say of them."""
+        return rows
+
     def examples(self) -> list[Example]:
-        """The examples.
+        """The examples, the first ``limit`` of them.
 
         Raises:
           UserError: there are none.
@@ -111,7 +115,7 @@ class Task(abc.ABC):
         rows = read_rows(self.files, self.rows)
         if not rows:
             raise UserError(f"{', '.join(self.files)}: there is no example in it")
-        return rows[: self.limit or None]
+        return self.joined(rows)[: self.limit or None]
 
     def keeps(self, cut: int, index: int) -> bool:
         """Whether the example number ``index``, ``cut`` tokens too long, is asked about.
@@ -125,6 +129,25 @@ class Task(abc.ABC):
                 '"truncate" or "drop"'
             )
         return not (cut and self.too_long == "drop")
+
+    def fitting(self, examples: int, pairs: Callable[[int], list[Pair]]) -> "Asked":
+        """The pairs of each example, by its number, without the examples that are dropped.
+
+        Raises:
+          UserError: an example is too long, and is neither dropped nor to be truncated.
+        """
+        found = [(index, self._fitting(index, pairs)) for index in range(examples)]
+        kept = [(index, own) for index, own in found if own is not None]
+        return Asked([own for _, own in kept], [index for index, _ in kept])
+
+    def _fitting(self, index: int, pairs: Callable[[int], list[Pair]]) -> list[Pair] | None:
+        try:
+            own = pairs(index)
+        except TargetTooLong as error:
+            if self.too_long == "drop":
+                return None
+            raise UserError(f'example {index}: {error}; shorten it, or let too_long be "drop"') from error
+        return own if self.keeps(max(pair.cut for pair in own), index) else None
 
 
 @dataclass(frozen=True)
@@ -170,13 +193,10 @@ class Prompted(Task):
 
     def asked(self, examinee: Examinee, rows: Sequence[Example], choices: Callable[[Example], Sequence[str]]) -> Asked:
         """Each example's choices after its context, without the examples that are dropped."""
-        pairs, kept = [], []
-        for index, (row, context) in enumerate(zip(rows, self.contexts(rows), strict=True)):
-            own = [examinee.asking.pair(context, self.delimiter + choice) for choice in choices(row)]
-            if self.keeps(max(pair.cut for pair in own), index):
-                pairs.append(own)
-                kept.append(index)
-        return Asked(pairs, kept)
+        contexts, way = self.contexts(rows), examinee.asking
+        return self.fitting(
+            len(rows), lambda i: [way.pair(contexts[i], self.delimiter + choice) for choice in choices(rows[i])]
+        )
 
     def contexts(self, rows: Sequence[Example]) -> list[str]:
         """What the model reads before each answer.
