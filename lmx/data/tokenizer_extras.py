@@ -180,6 +180,7 @@ class TiktokenTokenizer(TextTokenizer):
         self._settings = dict(settings or {})
         self._data, self._name, self._end_token = data, name, end_token or END_OF_TEXT
         ranks = {base64.b64decode(t): int(r) for t, r in (line.split() for line in data.splitlines() if line)}
+        self._texts = frozenset(ranks.values())
         pattern, end = TIKTOKEN.get(name, (SPLIT, None))
         self.end_id = max(ranks.values()) + 1 if end is None else end
         self._encoding = tiktoken.Encoding(
@@ -224,7 +225,7 @@ class TiktokenTokenizer(TextTokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         """See :class:`TextTokenizer`."""
-        return self._encoding.decode([int(i) for i in ids if i != self.end_id])
+        return self._encoding.decode([int(i) for i in ids if i in self._texts])
 
     def token_bytes(self) -> np.ndarray:
         """See :class:`TextTokenizer`."""

@@ -87,7 +87,7 @@ class Generator:
     Attributes:
       spec: the model's shape.
       params: with unstacked layers, in the dtype to compute in.
-      tokenizer: text <-> tokens.
+      tokenizer: text <-> tokens; a model with more tokens writes none of those that it lacks.
       stops: tokens that end a completion, beside the tokenizer's end of text.
       encode: a prompt's tokens; by default as documents begin in training, with the end-of-text token, or as an
         encoder's input ends, with the same; a prefix is the text alone.
@@ -166,7 +166,8 @@ class Generator:
         arrays = (inputs, source, numbers), (np.array(ends, np.int32), sampling.values())
         (inputs, source, numbers), (stops, values) = arrays if places is None else places.put(*arrays)
         reading, writing = (None, None) if places is None else (places.reading, places.writing)
-        program = Program(self.spec, sampling.filters, writing)
+        known = max(self.tokenizer.vocab_size, *(end + 1 for end in ends))
+        program = Program(self.spec, sampling.filters, writing, known)
         state = prefill(
             replace(program, sharding=reading),
             self.params,

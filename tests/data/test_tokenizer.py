@@ -71,7 +71,8 @@ def test_text_survives_and_bytes_add_up(tokenizer: TextTokenizer) -> None:
     assert tokenizer.token_bytes().shape == (tokenizer.vocab_size,)
     assert tokenizer.token_bytes().dtype == np.int32
     assert tokenizer.token_bytes()[tokenizer.end_id] == 0
-    assert tokenizer.decode([*tokenizer.encode("cat"), tokenizer.end_id]) == "cat"
+    unknown = [tokenizer.end_id, tokenizer.vocab_size, tokenizer.vocab_size + 100]
+    assert tokenizer.decode([*tokenizer.encode("cat"), *unknown]) == "cat"
 
 
 def test_a_directory_carries_a_tokenizer(tokenizer: TextTokenizer, tmp_path: Path) -> None:

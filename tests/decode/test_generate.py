@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,18 @@ def test_completions_are_as_long_as_asked(generator, tokenizer):
         ended = completion.finish_reason == "stop"
         assert completion.tokens[-1] == tokenizer.end_id if ended else len(completion.tokens) == 17
         assert completion.text == tokenizer.decode(completion.tokens)
+
+
+def test_tokens_that_the_tokenizer_lacks_are_not_written(generator, tokenizer, full_forward):
+    """Embedding tables are padded, and their last rows are no tokens. The log-probabilities remain the model's."""
+    known = 100
+    assert max(max(c.tokens) for c in completions(generator, PROMPTS[:1])) >= known
+    fewer = copy.copy(tokenizer)
+    fewer.vocab_size = known
+    (found,) = completions(replace(generator, tokenizer=fewer), PROMPTS[:1])
+    expected = full_forward(PROMPTS[0], found.tokens)
+    assert list(found.tokens) == expected[:, :known].argmax(-1).tolist()
+    np.testing.assert_allclose(found.logprobs, expected[:, :known].max(-1), atol=1e-4)
 
 
 def test_draws_depend_on_the_seed(generator):
