@@ -53,12 +53,13 @@ class AlignedPages(Source):
 
 @dataclass(frozen=True)
 class LocalFiles(Source):
-    """Files on this machine: .txt (or any plain text), .jsonl, .parquet; text and jsonl may be gzipped."""
+    """Files on this machine: a column of .jsonl, .json, .csv, .tsv and .parquet files, and all of the text of others,
+    such as .txt; all but Parquet may be gzipped."""
 
     files: tuple[str, ...] = ()
     """Paths or globs ("texts/**/*.txt"); a directory stands for all files in it."""
     text_column: str = "text"
-    """The column of a .jsonl or .parquet file that holds the text."""
+    """The column that holds the text, in files that have columns."""
     split: Literal["auto", "file", "paragraphs"] = "auto"
     """Documents of a text file: the file, paragraphs in groups of 8 kB, or (auto) such groups above 1 MB."""
 

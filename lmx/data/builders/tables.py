@@ -5,7 +5,9 @@ import gzip
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -55,9 +57,19 @@ def rows(span: Span, columns: list[str] | None = None) -> Iterator[tuple[str, Ro
     raise UserError(f"{span.path} has no named columns: give .jsonl, .csv, .tsv, .json or .parquet files")
 
 
-def open_bytes(path: str) -> IO[bytes]:
-    """A file's content, unzipped."""
-    return gzip.open(path) if path.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+def has_columns(path: str) -> bool:
+    """Whether a file's name says that it has rows with named columns."""
+    return os.path.splitext(path.removesuffix(".gz"))[1] in (".jsonl", ".ndjson", ".json", ".parquet", *SEPARATORS)
+
+
+@contextmanager
+def open_bytes(path: str) -> Iterator[IO[bytes]]:
+    """A file's content, unzipped. Raises UserError, while it is read, if its end is missing or it is damaged."""
+    try:
+        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+            yield file  # type: ignore[misc]
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is not a whole gzip file ({error}): make or copy it again") from error
 
 
 def decode(data: bytes, path: str, offset: int = 0) -> str:
@@ -105,7 +117,9 @@ def _json_rows(span: Span) -> Iterator[tuple[str, Row]]:
         ) from error
     found = _squad(content["data"]) if isinstance(content, dict) and "data" in content else content
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise UserError(f'{span.path} is neither a list of objects nor SQuAD\'s {{"data": [...]}}')
+        raise UserError(
+            f'{span.path} is neither a list of objects nor SQuAD\'s {{"data": [...]}}: leave it out of the files'
+        )
     for index, row in enumerate(found):
         yield f"#{index}", row
 
@@ -145,7 +159,7 @@ def parquet_file(path: str) -> Any:
 
     try:
         return pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{Path(path)} is not a Parquet file: {error}") from error
 
 
@@ -153,8 +167,21 @@ def _parquet_rows(span: Span, columns: list[str] | None) -> Iterator[tuple[str, 
     file = parquet_file(span.path)
     there = None if columns is None else [c for c in columns if c in file.schema_arrow.names]
     first = sum(file.metadata.row_group(i).num_rows for i in range(span.start))
-    for index, row in enumerate(file.read_row_group(span.start, columns=there or None).to_pylist()):
+    for index, row in enumerate(_row_group(file, span, there or None)):
         yield f"#{first + index}", row
+
+
+def _row_group(file: Any, span: Span, columns: list[str] | None) -> list[Row]:
+    """The rows of a group. Raises UserError if its pages are damaged, or its text is no UTF-8."""
+    import pyarrow
+
+    where = f"{span.path}, row group {span.start},"
+    try:
+        return file.read_row_group(span.start, columns=columns).to_pylist()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} has text that is not valid UTF-8 ({error}): write the file again") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{where} cannot be read ({error}): make or copy the file again") from error
 
 
 def _tfds(path: str) -> Any:
