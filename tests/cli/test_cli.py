@@ -297,6 +297,18 @@ def test_help_of_a_recipe_shows_its_fields(recipe: Path, capfd: pytest.CaptureFi
     assert "Example: lmx train" in " ".join(out.split())
 
 
+@pytest.mark.parametrize(("command", "expected"), [("data", 75), ("train", 75), ("report", 1)])
+def test_ctrl_c_ends_with_a_code_of_the_contract(
+    command: str, expected: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(arguments: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"lmx.cli.{command}.main", interrupted)
+    assert code(command) == expected
+    assert one_sentence(capfd, command).endswith("run the same command again to go on") == (expected == 75)
+
+
 def test_general_help_names_every_command(capfd: pytest.CaptureFixture[str]) -> None:
     assert code("--help") == 0
     out = capfd.readouterr().out
