@@ -256,6 +256,10 @@ class TokenizerFile(Tokenizer):
     """The file; the directory of a Hugging Face model works too."""
     end_token: str | None = None
     """The token that ends a document; None finds the tokenizer's own."""
+    pattern: str = ""
+    """Of a tiktoken file that is none of the published ones: the regular expression that splits text into words."""
+    special_tokens: tuple[tuple[str, int], ...] = ()
+    """Of the same: its special tokens, each with its id; of a published one, those that it is to have instead."""
 
 
 @dataclass(frozen=True)

@@ -319,5 +319,6 @@ def test_the_cache_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, t
 def test_configurations_are_data() -> None:
     from lmx import config
 
-    written = DataConfig(sources=(LocalFiles(files=("a", "b")),), tokenizer=TokenizerFile(path="x"))
+    tokenizer = TokenizerFile(path="x", special_tokens=(("<e>", 5),))
+    written = DataConfig(sources=(LocalFiles(files=("a", "b")),), tokenizer=tokenizer)
     assert config.from_data(DataConfig, json.loads(json.dumps(config.to_data(written)))) == written
