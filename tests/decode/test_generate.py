@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from lmx.data.tokenizer import TextStream
+from lmx.decode import generate
 from lmx.decode.generate import Row
 from lmx.decode.loop import decode_chunk, prefill
+from lmx.decode.pace import LIVE, Pace
 from lmx.decode.sampling import Sampling
 from lmx.errors import UserError
 
@@ -105,7 +107,7 @@ def test_a_stop_token_ends_its_row_only(generator, tokenizer, greedy):
 
 def streamed(generator, chunk, stop=()):
     """The text that each prompt gained, all pieces together, and the rows."""
-    options = {"max_new_tokens": NEW, "sampling": GREEDY, "seeds": range(4), "stop": stop, "chunk": chunk}
+    options = {"max_new_tokens": NEW, "sampling": GREEDY, "seeds": range(4), "stop": stop, "pace": Pace(chunk)}
     rows, pieces = zip(*generator.stream(PROMPTS, **options), strict=True)
     return ["".join(p) for p in zip(*pieces, strict=True)], rows[-1]
 
@@ -114,6 +116,26 @@ def streamed(generator, chunk, stop=()):
 def test_streamed_pieces_make_the_text(generator, greedy, chunk):
     texts, _ = streamed(generator, chunk)
     assert texts == [c.text for c in greedy]
+
+
+@pytest.mark.parametrize(("seconds", "looks"), [(0.2, [1] * NEW), (0.015, [1, 6, 6, 6, 5]), (1e-4, [1, 16, 7])])
+def test_who_reads_along_sees_text_in_time(generator, greedy, monkeypatch, seconds, looks):
+    """A token that takes longer comes alone, and more come together the less they take."""
+    clock, seen = [0.0], []
+
+    def chunk(*args, **kwargs):
+        seen.append(args[3])
+        clock[0] += seconds * args[3]
+        return decode_chunk(*args, **kwargs)
+
+    monkeypatch.setattr(generate, "decode_chunk", chunk)
+    monkeypatch.setattr(generate, "perf_counter", lambda: clock[0])
+    texts = [""] * len(PROMPTS)
+    options = {"max_new_tokens": NEW, "sampling": GREEDY, "seeds": range(4)}
+    for _, news in generator.stream(PROMPTS, pace=LIVE, **options):
+        texts = [text + piece for text, piece in zip(texts, news, strict=True)]
+    assert texts == [c.text for c in greedy]
+    assert seen == looks
 
 
 def spanning(text: str, boundary: int) -> str:
@@ -186,3 +208,9 @@ def test_another_temperature_compiles_nothing(generator):
 def test_requests_that_cannot_be_met(generator, prompts, new, words):
     with pytest.raises(UserError, match=words):
         completions(generator, prompts, new=new)
+
+
+@pytest.mark.parametrize("stop", ["end", [""], ["end", ""]])
+def test_stop_strings_that_would_end_everything(generator, stop):
+    with pytest.raises(UserError, match="expected a list of strings of at least one character"):
+        completions(generator, stop=stop)
