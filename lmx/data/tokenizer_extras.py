@@ -52,7 +52,7 @@ class SentencePieceTokenizer(TextTokenizer):
         self.fingerprint = cache.digest("sentencepiece", model.hex(), self.end_id)
         end, start = self._processor.id_to_piece(self.end_id), self._processor.bos_id()
         first = {"bos_token": self._processor.id_to_piece(start)} if start >= 0 else {}
-        self.special_tokens = {**first, "eos_token": end, **roles(self._settings)}
+        self.special_tokens = {**first, **roles(self._settings), "eos_token": end}
 
     def _read_added(self) -> dict[str, int]:
         count = int(self._settings.get("extra_ids", 0))

@@ -125,7 +125,7 @@ class TiktokenTokenizer(TextTokenizer):
         self.end_id = known_token(specials.get(self._end_token), self._end_token, list(specials)[:10])
         self.vocab_size = max(*self._texts, *specials.values()) + 1
         self.fingerprint = cache.digest("tiktoken", data.hex(), scheme.pattern, specials, self.end_id)
-        self.special_tokens = {"eos_token": self._end_token, **roles(self._settings)}
+        self.special_tokens = {**roles(self._settings), "eos_token": self._end_token}
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See :class:`TextTokenizer`."""

@@ -89,11 +89,16 @@ def test_parquet_rows_are_documents(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("t.json", '[{"text": "one", "n": 1}, {"text": "two", "n": 2}]'), ("t.csv", "n,text\n1,one\n2,two\n")],
+    [
+        ("t.json", '[{"text": "one", "n": 1}, {"text": "LONG", "n": 2}]'),
+        ("t.csv", "n,text\n1,one\n2,LONG\n"),
+        ("t.jsonl", '{"text": "one"}\n{"text": "LONG"}\n'),
+    ],
 )
 def test_every_kind_of_table_gives_its_column(tmp_path: Path, name: str, content: str) -> None:
-    (tmp_path / name).write_text(content)
-    assert list(texts(LocalFiles(files=(str(tmp_path / name),)), tmp_path).values()) == ["one", "two"]
+    long = "two " * 50_000
+    (tmp_path / name).write_text("\ufeff" + content.replace("LONG", long), encoding="utf-8")  # as Windows writes it
+    assert list(texts(LocalFiles(files=(str(tmp_path / name),)), tmp_path).values()) == ["one", long]
 
 
 def test_a_prepared_tfds_directory_is_read(tmp_path: Path) -> None:

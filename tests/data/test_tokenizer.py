@@ -229,6 +229,10 @@ def test_settings_say_what_is_around_prompts(bpe: TextTokenizer, tmp_path: Path)
     for more, wanted in (({}, ids), ({"add_bos_token": True, "add_eos_token": True}, [end, *ids, end])):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, **more}))
         assert load_tokenizer(tmp_path).encode_prompts(["cat"])[0].ids == wanted
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    given = open_tokenizer(TokenizerFile(path=str(tmp_path), end_token="<|endoftext|>"))
+    given.save(tmp_path / "run")
+    assert given.special_tokens == load_tokenizer(tmp_path / "run").special_tokens == {"eos_token": "<|endoftext|>"}
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         load_tokenizer(tmp_path)

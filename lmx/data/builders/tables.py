@@ -1,5 +1,6 @@
 """Rows with named columns, of JSON, JSON lines, CSV and Parquet files and of prepared TFDS datasets."""
 
+import codecs
 import csv
 import gzip
 import io
@@ -18,6 +19,7 @@ from lmx.errors import UserError
 
 Row = dict[str, Any]
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+csv.field_size_limit(2**31 - 1)  # by default a column has 131,072 characters at the most
 
 
 def file_spans(path: str, split: str = "") -> list[Span]:
@@ -98,7 +100,7 @@ def json_lines(span: Span) -> Iterator[tuple[str, Row]]:
 
 def _json(line: bytes, place: str) -> Row:
     try:
-        row = json.loads(decode(line, place))
+        row = json.loads(decode(line.removeprefix(codecs.BOM_UTF8), place))
     except json.JSONDecodeError as error:
         raise UserError(f"{place} (a byte offset) is not a line of JSON: {error}") from error
     if not isinstance(row, dict):
@@ -108,7 +110,7 @@ def _json(line: bytes, place: str) -> Row:
 
 def _json_rows(span: Span) -> Iterator[tuple[str, Row]]:
     with open_bytes(span.path) as file:
-        text = decode(file.read(), span.path)
+        text = decode(file.read().removeprefix(codecs.BOM_UTF8), span.path)
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -136,7 +138,7 @@ def _squad(articles: list[Any]) -> list[Row]:
 
 def _csv_rows(span: Span, separator: str) -> Iterator[tuple[str, Row]]:
     with open_bytes(span.path) as file:
-        text = decode(file.read(), span.path).removeprefix("\ufeff")
+        text = decode(file.read().removeprefix(codecs.BOM_UTF8), span.path)
     lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         for row in lines:
