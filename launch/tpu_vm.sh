@@ -13,7 +13,7 @@ if [ $# -ne 2 ] || [ -z "${ZONE:-}" ]; then
 fi
 name=$1
 command=$2
-setup=${SETUP-pip install --quiet "./lmx[tpu]"}
+setup=${SETUP-pip install --quiet "./lmx[tpu,gcs]"}
 flags=(--zone "$ZONE" --worker all)
 if [ -n "${PROJECT:-}" ]; then
     flags+=(--project "$PROJECT")

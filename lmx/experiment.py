@@ -1,5 +1,6 @@
 """Experiment: the whole of a run, composed of the parts' own configurations. A recipe is a function returning one."""
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,7 @@ from lmx.optim.schedule import Schedule
 from lmx.sharding.layouts import find_layout
 from lmx.sharding.mesh import MeshConfig
 from lmx.sharding.rules import Rules
+from lmx.sharding.storage import storage
 
 Compute = Literal["float32", "bfloat16"]
 
@@ -237,8 +239,12 @@ class RunDir:
         return Path(directory) / self.identity.read_text() if directory and self.identity.exists() else None
 
     def checkpoints_of(self, experiment: Experiment) -> str:
-        """Where the run's checkpoints lie: a path, or an object store's address."""
-        return experiment.checkpoint.directory or str(self.checkpoints)
+        """Where the run's checkpoints lie: a path, or an object store's address.
+
+        Raises:
+          UserError: see :func:`lmx.sharding.storage.storage`.
+        """
+        return os.fspath(storage(experiment.checkpoint.directory or self.checkpoints))
 
     @property
     def base(self) -> Path:

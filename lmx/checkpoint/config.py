@@ -11,7 +11,8 @@ class CheckpointConfig:
     """When a run is saved, and which of its checkpoints stay."""
 
     directory: str = ""
-    """Where checkpoints lie: a path, or an object store's address as gs://bucket/run; empty is RUN/checkpoints."""
+    """Where checkpoints lie: a path, or an address of Google's object store as gs://bucket/run (extra gcs); empty is
+    RUN/checkpoints."""
     every: int = 500
     """Steps between checkpoints; 0 saves only at the end."""
     keep: int = 3

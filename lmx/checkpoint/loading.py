@@ -12,6 +12,7 @@ from orbax.checkpoint import v1
 from lmx.checkpoint import manifest, tree
 from lmx.errors import LmxError, UserError
 from lmx.sharding.processes import share
+from lmx.sharding.storage import storage
 
 META, STATE, SAVING = "meta.json", "state", "saving"
 CUT_OFF = "its save was cut off before it was complete"
@@ -68,8 +69,12 @@ def load_subtree(
 
 
 def absolute(directory: str | os.PathLike[str]) -> epath.Path:
-    """The directory as Orbax wants it: a local path from the root, or an object store's address as it is."""
-    path = epath.Path(directory)
+    """The directory as Orbax wants it: a local path from the root, or an object store's address as it is.
+
+    Raises:
+      UserError: see :func:`lmx.sharding.storage.storage`.
+    """
+    path = storage(directory)
     return path.expanduser().resolve() if manifest.is_local(path) else path
 
 

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from lmx.data.prepare import Prepared
     from lmx.experiment import Experiment
 
-DESCRIPTION = """Prepares a recipe's documents, tokenizer and tokens (prepare), or prints what is in them and what
-becomes of examples that are longer than a row (stats). Preparation goes on where it was interrupted.
+DESCRIPTION = """Prepares a recipe's documents, tokenizer, tokens and rows, all that training needs of them, and prints
+what is in them and what becomes of examples that are longer than a row. Preparation goes on where it was interrupted.
 
 Example: lmx data stats configs/quickstart.py --length 1024 --data.held-out 0.05
 """
@@ -21,11 +21,11 @@ class DataCommand:
     """Options of ``lmx data``; what is not among them overrides the recipe."""
 
     action: Literal["prepare", "stats"]
-    """Prepare the data, or prepare what is missing and print its statistics."""
+    """Either word does the same: what is not prepared yet is, and the statistics are printed."""
     recipe: str
     """path/to/file.py or path/to/file.py:function."""
     length: int | None = None
-    """Row length in place of train.length, for the packing that stats reports."""
+    """Row length in place of train.length."""
     workers: int = 0
     """Processes that prepare; 0 is as many as the corpus is worth."""
     json: str = ""
@@ -49,8 +49,7 @@ def main(argv: list[str]) -> int:
 
     recipe = load_recipe(command.recipe, overrides)
     prepared = prepare(recipe.corpus, workers=command.workers)
-    is_packed = command.action == "stats" or command.length is not None
-    _report(prepared, prepared.stats(_layout(recipe, prepared, command.length) if is_packed else None), command)
+    _report(prepared, prepared.stats(_layout(recipe, prepared, command.length)), command)
     return 0
 
 
@@ -74,8 +73,7 @@ def _report(prepared: "Prepared", stats: dict[str, Any], command: DataCommand) -
         Path(command.json).write_text(_as_json(stats) + "\n", encoding="utf-8")
     console = Console(file=sys.stdout)
     console.print(f"prepared in {prepared.root}, fingerprint {prepared.fingerprint}", soft_wrap=True)
-    if command.action == "stats" or command.length is not None:
-        console.print(_table(stats))
+    console.print(_table(stats))
     if classes := stats.get("classes"):
         console.print(f"{len(classes)} classes: {', '.join(classes)}", soft_wrap=True)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Cluster):
-    """Continues prompts with a trained model, or answers a message; a single text is shown as it comes.
+    """Continues prompts with a trained model, or answers a message; texts are shown as they come, one after the other.
 
     On one device, unless --layout or --mesh says otherwise; on several, also of several processes, each holds its part.
 
@@ -42,8 +42,8 @@ class Generate(Cluster):
     """Makes tokens already seen less likely, above 1."""
     stop: tuple[str, ...] = ()
     """Strings that end the text, and are not part of it."""
-    seed: int = 0
-    """Prompt i draws with seed + i, whatever else is in the batch."""
+    seed: tuple[int, ...] = (0,)
+    """One for each prompt, or a single one: prompt i then draws with seed + i, whatever else is in the batch."""
     step: int | None = None
     """Of a run: the checkpoint's step; None is the newest good one."""
     prefill_layout: str = ""
@@ -72,10 +72,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _generated(options: Generate, place: "Placement") -> tuple[dict[str, Any], str]:
-    """The result, and what of it is still to be shown to people; a single text is shown as it comes."""
+    """The result, and what of it is still to be shown to people: the texts are, as they come."""
     from lmx.cli.runtime import load_placed
     from lmx.decode.defaults import SAMPLED
     from lmx.decode.generate import Row, completed
+    from lmx.decode.pace import LIVE, STEADY
     from lmx.sharding.processes import is_first
 
     model = load_placed(options.model, place, step=options.step, reading=options.prefill_layout)
@@ -84,24 +85,41 @@ def _generated(options: Generate, place: "Placement") -> tuple[dict[str, Any], s
     if model.experiment is None and is_first():
         print(f"sampling: {_listed(drawn)} (given, else {model.defaults.source})", file=sys.stderr)
     prompts = options.prompt or (model.chat_text(_messages(options)),)
-    shown_prompts = options.prompt or ("",)
-    shows = len(prompts) == 1 and options.json != "-" and is_first()
+    screen = Screen(options.prompt or ("",))
+    shows = options.json != "-"
     rows: list[Row] = []
-    for latest, news in model.chunks(
+    for rows, news in model.chunks(
         prompts,
         is_chat=bool(options.chat),
-        seed=options.seed,
+        seed=options.seed[0] if len(options.seed) == 1 else options.seed,
         max_new_tokens=options.max_new_tokens,
         sampling=sampling,
         stop=options.stop,
+        pace=LIVE if shows else STEADY,
     ):
-        if shows:  # the prompt only once it has proved to be one
-            print(news[0] if rows else shown_prompts[0] + news[0], end="", flush=True)
-        rows = latest
-    sys.stdout.flush()
+        if shows and is_first():
+            screen.show(news, [row.finish_reason is not None for row in rows])
     pairs = list(zip(prompts, completed(rows), strict=True))
-    people = "" if shows else "\n---\n".join(prompt + c.text for prompt, c in pairs)
-    return {"completions": [{"prompt": p, **asdict(c)} for p, c in pairs], "sampling": drawn}, people
+    return {"completions": [{"prompt": p, **asdict(c)} for p, c in pairs], "sampling": drawn}, ""
+
+
+class Screen:
+    """Shows texts one after the other: each as it comes, once those before it have ended. A prompt is shown with the
+    first of its text, when it has proved to be one."""
+
+    def __init__(self, prompts: Sequence[str]) -> None:
+        self._held, self._at = list(prompts), 0
+
+    def show(self, news: Sequence[str], ended: Sequence[bool]) -> None:
+        """Takes what each text has gained, and whether it has ended."""
+        self._held = [held + piece for held, piece in zip(self._held, news, strict=True)]
+        while self._at < len(ended):
+            print(self._held[self._at], end="", flush=True)
+            self._held[self._at] = ""
+            if not ended[self._at]:
+                return
+            self._at += 1
+            print("\n---\n" if self._at < len(ended) else "", end="", flush=True)
 
 
 def _messages(options: Generate) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from lmx.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, LmxError
+from lmx.errors import EXIT_DONE, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, LmxError
 
 COMMANDS = {
     "train": "Train a recipe, or go on with a run.",
@@ -23,6 +23,8 @@ COMMANDS = {
     "bench": "Measure training or decoding.",
     "report": "Write an HTML page about runs.",
 }
+RESUMABLE = ("train", "data")
+"""The commands that go on with what they did before."""
 USAGE = "usage: lmx COMMAND ...\n\ncommands (each has --help with an example):\n" + "".join(
     f"  {name:10}{summary}\n" for name, summary in COMMANDS.items()
 )
@@ -57,8 +59,9 @@ def _run(name: str, arguments: list[str]) -> int:
         print(f"lmx {name}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"lmx {name}: interrupted", file=sys.stderr)
-        return 130
+        more = "; run the same command again to go on" if name in RESUMABLE else ""
+        print(f"lmx {name}: interrupted{more}", file=sys.stderr)
+        return EXIT_INTERRUPTED if name in RESUMABLE else EXIT_FAILURE
     except BrokenPipeError:  # the reader of our output left, as in `lmx ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE

@@ -53,12 +53,13 @@ class AlignedPages(Source):
 
 @dataclass(frozen=True)
 class LocalFiles(Source):
-    """Files on this machine: .txt (or any plain text), .jsonl, .parquet; text and jsonl may be gzipped."""
+    """Files on this machine: a column of .jsonl, .json, .csv, .tsv and .parquet files, and all of the text of others,
+    such as .txt; all but Parquet may be gzipped."""
 
     files: tuple[str, ...] = ()
     """Paths or globs ("texts/**/*.txt"); a directory stands for all files in it."""
     text_column: str = "text"
-    """The column of a .jsonl or .parquet file that holds the text."""
+    """The column that holds the text, in files that have columns."""
     split: Literal["auto", "file", "paragraphs"] = "auto"
     """Documents of a text file: the file, paragraphs in groups of 8 kB, or (auto) such groups above 1 MB."""
 
@@ -255,6 +256,10 @@ class TokenizerFile(Tokenizer):
     """The file; the directory of a Hugging Face model works too."""
     end_token: str | None = None
     """The token that ends a document; None finds the tokenizer's own."""
+    pattern: str = ""
+    """Of a tiktoken file that is none of the published ones: the regular expression that splits text into words."""
+    special_tokens: tuple[tuple[str, int], ...] = ()
+    """Of the same: its special tokens, each with its id; of a published one, those that it is to have instead."""
 
 
 @dataclass(frozen=True)

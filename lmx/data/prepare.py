@@ -17,11 +17,11 @@ from lmx.data.config import Chats, DataConfig, Source, StdlibChats
 from lmx.data.documents import Documents, Kind, prepare_documents
 from lmx.data.encoders import chat_template, encoder_of
 from lmx.data.layout import Layout, NextTokens
-from lmx.data.statistics import counts, losses, packed, truncates
+from lmx.data.statistics import counts, in_words, losses, packed
 from lmx.data.tokenizer import TextTokenizer
 from lmx.data.tokenizer_making import prepare_tokenizer
 from lmx.data.tokens import Stores, TokenStore, prepare_tokens
-from lmx.errors import UserError
+from lmx.errors import Interrupted, UserError
 
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
@@ -90,7 +90,7 @@ class Prepared:
         parts = (chosen.documents.key, self.tokenizer.fingerprint, config.held_out, split, layout.length)
         more = [*([layout.identity] if layout.identity else []), *([chosen.encoding] if chosen.encoding else [])]
         name = cache.key(*parts, config.packing, *more)
-        with no_space_error(self.root):
+        with explained(self.root):
             return packing.make_plan(
                 chosen.tokens.lengths,
                 chosen.chosen(split),
@@ -104,27 +104,28 @@ class Prepared:
         """Counts for each source, ready for JSON; with a layout or a row ``length``, also what the packing gives.
 
         Of each source: ``documents``, ``tokens``, ``bytes`` (of text) and ``dropped`` (blank or undecodable
-        documents) in all, ``held_out_*`` of them held out, ``truncated`` (examples that lose tokens; texts do
-        not, long ones are cut into several rows), and with ``length``: ``rows``, ``held_out_rows``, ``cut``
-        (documents in several rows), ``left_out`` (examples that take more than a row) and ``padding`` (share of
-        positions). ``classes`` are the names, where there are such.
+        documents) in all, ``held_out_*`` of them held out, and with ``length``: ``rows``, ``held_out_rows``,
+        ``truncated`` (examples that lose tokens; texts do not), ``cut`` (documents in several rows), ``left_out``
+        (examples that take more than a row) and ``padding`` (share of positions). ``classes`` are the names, where
+        there are such.
         """
         sources = {}
         for index, source in enumerate(self.sources):
             sources[source.name] = counts(source)
             if length is not None:
-                plans = [self.plan(index, split, length) for split in SPLITS]
-                sources[source.name] |= packed(*plans, truncates=truncates(length))
+                train, held_out = (self.plan(index, split, length) for split in SPLITS)
+                sources[source.name] |= packed(train, held_out, length)
         tokenizer = {"vocab_size": self.tokenizer.vocab_size, "fingerprint": self.tokenizer.fingerprint}
         classes = {"classes": list(self.classes)} if self.classes else {}
         return {"fingerprint": self.fingerprint, "tokenizer": tokenizer, "sources": sources} | classes
 
     def notes(self, layout: Layout) -> list[str]:
-        """Sentences about what a layout does not take as it is."""
-        counted = (
-            (s, self.plan(i, "train", layout), self.plan(i, "held_out", layout)) for i, s in enumerate(self.sources)
-        )
-        return [note for source, *plans in counted if source.targets for note in losses(source, layout, plans)]
+        """A sentence about each source in a layout, and those about what the layout does not take as it is."""
+        notes = [in_words(name, found) for name, found in self.stats(layout)["sources"].items()]
+        for index, source in enumerate(self.sources):
+            plans = [self.plan(index, split, layout) for split in SPLITS]
+            notes += losses(source, layout, plans) if source.targets else []
+        return notes
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -153,13 +154,14 @@ def prepare(config: DataConfig, *, workers: int = 0, progress: bool = True) -> P
     Raises:
       UserError: bad configuration, an empty, unreadable or non-text source, a tokenizer file that changed since
         tokens were made with it, or a full disk.
+      Interrupted: Ctrl-C; the same call goes on.
     """
     _check(config)
     root = cache.cache_root(config.cache_dir)
-    with no_space_error(root):
+    with explained(root):
         documents = [prepare_documents(s, root, workers=workers, progress=progress) for s in config.sources]
         held_out = [held_out_mask(d, config.held_out) for d in documents]
-        tokenizer, directory = prepare_tokenizer(config, documents, held_out, root)
+        tokenizer, directory = prepare_tokenizer(config, documents, held_out, root, progress=progress)
         classes = _classes(config, documents)
         encode = functools.partial(_encode, config, classes, tokenizer, directory, root, workers, progress)
         encoded = [encode(*pair) for pair in zip(config.sources, documents, strict=True)]
@@ -280,10 +282,13 @@ def _lowest(hashes: np.ndarray, real: np.ndarray, share: float) -> np.ndarray:
 
 
 @contextmanager
-def no_space_error(root: Path) -> Iterator[None]:
-    """Turns a full disk into a sentence; what is finished stays, and nothing half-written does."""
+def explained(root: Path) -> Iterator[None]:
+    """Turns a full disk and Ctrl-C into a sentence; what is finished stays, and nothing half-written does."""
     try:
         yield
+    except KeyboardInterrupt as error:
+        what = f"preparing the data in {root} was interrupted; finished parts are kept"
+        raise Interrupted(f"{what}: run the same command again to go on") from error
     except (OSError, RuntimeError) as error:
         # ArrayRecord raises RuntimeError, and NumPy an OSError that has no number.
         named = any(words in str(error) for words in ("No space left", "Disk quota", "requested and"))

@@ -110,7 +110,10 @@ def held_out_rows(prepared: Prepared, *, length: Layout | int) -> grain.MapDatas
 
 def spread(rows: grain.MapDataset, wanted: int) -> grain.MapDataset:
     """``wanted`` of the rows, evenly from all over them: the first ones may all be of one kind. 0 is all of them."""
-    return rows[:: len(rows) // wanted][:wanted] if 0 < wanted < len(rows) else rows
+    count = len(rows)
+    if not 0 < wanted < count:
+        return rows
+    return grain.MapDataset.range(wanted).map(lambda index: rows[index * count // wanted])
 
 
 def epoch_rows(prepared: Prepared, *, length: Layout | int) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """Counts of prepared data: what is in a source, and what packing makes of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,6 @@ def counts(source: "PreparedSource") -> dict[str, Any]:
         "tokens": int(lengths.sum(dtype=np.int64)),
         "bytes": int(sizes.sum()),
         "dropped": source.documents.dropped,
-        "truncated": 0,
         "held_out_documents": len(out),
         "held_out_tokens": int(lengths[out].sum(dtype=np.int64)),
         "held_out_bytes": int(sizes[out].sum()),
@@ -40,17 +39,23 @@ def losses(source: "PreparedSource", layout: Layout, plans: Sequence[packing.Pla
     return longer + [f"of the examples of {source.name}, {note}" for note in blank]
 
 
-def truncates(layout: Layout | int) -> bool:
-    """Whether examples that take more than a row lose their ends."""
-    return isinstance(layout, Layout) and layout.whole is not None and layout.whole.longer == "truncate"
-
-
-def packed(train: packing.Plan, held_out: packing.Plan, *, truncates: bool) -> dict[str, Any]:
-    """What the plans of a source come to."""
+def packed(train: packing.Plan, held_out: packing.Plan, layout: Layout | int) -> dict[str, Any]:
+    """What the plans of a source come to in their layout."""
+    truncates = isinstance(layout, Layout) and layout.whole is not None and layout.whole.longer == "truncate"
     return {
         "rows": len(train),
         "held_out_rows": len(held_out),
-        **({"truncated": train.cut + held_out.cut, "cut": 0} if truncates else {"cut": train.cut}),
+        "truncated": train.cut + held_out.cut if truncates else 0,
+        "cut": 0 if truncates else train.cut,
         **({"left_out": train.dropped + held_out.dropped} if train.dropped + held_out.dropped else {}),
         "padding": round(train.padding, 6),
     }
+
+
+def in_words(name: str, found: Mapping[str, Any]) -> str:
+    """What :func:`counts` and :func:`packed` found of a source, as a sentence."""
+    return (
+        f"{name}: {found['documents']:,} documents ({found['held_out_documents']:,} held out), {found['tokens']:,} "
+        f"tokens in {found['rows'] + found['held_out_rows']:,} rows, {found['dropped'] + found.get('left_out', 0):,} "
+        f"dropped, {found['truncated']:,} truncated, {found['padding']:.2%} padding"
+    )

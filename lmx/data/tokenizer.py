@@ -8,6 +8,7 @@ text as what they stand for.
 
 import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -246,26 +247,29 @@ def open_tokenizer(config: TokenizerFile) -> TextTokenizer:
         raise UserError(
             f"there is no tokenizer file {config.path!r}: set path to a tokenizer.json, .model or .tiktoken"
         )
-    if path.is_dir():
-        return load_tokenizer(path, config.end_token)
+    path = _file_in(path) if path.is_dir() else path
     try:
-        return _open_file(path, config.end_token)
+        return _open_file(path, replace(config, path=str(path)))
     except UserError:
         raise
     except Exception as error:  # the three libraries raise bare Exception, RuntimeError and ValueError
         raise UserError(f"{path} is not a tokenizer that can be read: {error}") from error
 
 
-def load_tokenizer(directory: Path | str, end_token: str | None = None) -> TextTokenizer:
+def load_tokenizer(directory: Path | str) -> TextTokenizer:
     """The tokenizer in a directory: a run's, or that of a Hugging Face model.
 
     Raises:
       UserError: there is none.
     """
+    return open_tokenizer(TokenizerFile(path=str(_file_in(directory))))
+
+
+def _file_in(directory: Path | str) -> Path:
     file = tokenizer_file(directory)
     if file is None:
         raise UserError(f"{directory} has no tokenizer: expected one of {', '.join(FILES)}")
-    return open_tokenizer(TokenizerFile(path=str(file), end_token=end_token))
+    return file
 
 
 def tokenizer_file(directory: Path | str) -> Path | None:
@@ -273,11 +277,15 @@ def tokenizer_file(directory: Path | str) -> Path | None:
     return next((Path(directory) / name for name in FILES if (Path(directory) / name).is_file()), None)
 
 
-def _open_file(path: Path, end_token: str | None) -> TextTokenizer:
-    from lmx.data import tokenizer_extras, tokenizer_files
+def _open_file(path: Path, config: TokenizerFile) -> TextTokenizer:
+    from lmx.data import tokenizer_extras, tokenizer_files, tokenizer_tiktoken
 
     settings = tokenizer_files.read_settings(path.parent)
-    end_token = end_token or settings.get("eos_token")
+    end_token = config.end_token or settings.get("eos_token")
+    if tokenizer_tiktoken.is_tiktoken(path):
+        return tokenizer_tiktoken.TiktokenTokenizer(path.read_bytes(), config, end_token, settings)
+    if config.pattern or config.special_tokens:
+        raise UserError(f"{path} is no tiktoken file and has its own pattern and special_tokens: unset those given")
     if path.suffix in (".json", ".txt"):
         from lmx.data.tokenizer_json import HuggingFaceTokenizer
 
@@ -287,7 +295,5 @@ def _open_file(path: Path, end_token: str | None) -> TextTokenizer:
         from lmx.data.tokenizer_marian import MarianTokenizer
 
         return MarianTokenizer.of(path.parent, end_token)
-    data = path.read_bytes()
-    if path.suffix == ".tiktoken" or tokenizer_extras.is_tiktoken(data):
-        return tokenizer_extras.TiktokenTokenizer(data, settings.get("tiktoken", path.stem), end_token, settings)
-    return tokenizer_extras.SentencePieceTokenizer(data, end_token, tokenizer_files.with_defaults(path.name, settings))
+    settings = tokenizer_files.with_defaults(path.name, settings)
+    return tokenizer_extras.SentencePieceTokenizer(path.read_bytes(), end_token, settings)

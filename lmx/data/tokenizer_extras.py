@@ -1,10 +1,8 @@
-"""Tokenizers that need an optional extra: SentencePiece and tiktoken."""
+"""Tokenizers that need an optional extra: SentencePiece; tiktoken is in :mod:`lmx.data.tokenizer_tiktoken`."""
 
-import base64
 import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,37 +10,9 @@ from typing import Any
 import numpy as np
 
 from lmx.data import cache
-from lmx.data.tokenizer import (
-    END_OF_TEXT,
-    SETTINGS,
-    SPLIT,
-    Encoded,
-    Spanned,
-    Text,
-    TextTokenizer,
-    known_token,
-    piece_bytes,
-)
-from lmx.data.tokenizer_json import AROUND, end_settings, roles
+from lmx.data.tokenizer import SETTINGS, Encoded, Spanned, Text, TextTokenizer, known_token, piece_bytes
+from lmx.data.tokenizer_json import end_settings, roles
 from lmx.errors import UserError
-
-GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_O200K_UPPER, _O200K_LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-O200K_SPLIT = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_O200K_UPPER}*{_O200K_LOWER}+{_ENDINGS}|"
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_O200K_UPPER}+{_O200K_LOWER}*{_ENDINGS}|"
-    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# A tiktoken file holds neither its split pattern nor its special tokens: both go by the file's name.
-# Source: tiktoken_ext/openai_public.py.
-TIKTOKEN: dict[str, tuple[str, int | None]] = {
-    "gpt2": (GPT2_SPLIT, 50256),
-    "r50k_base": (GPT2_SPLIT, 50256),
-    "p50k_base": (GPT2_SPLIT, 50256),
-    "cl100k_base": (SPLIT, 100257),
-    "o200k_base": (O200K_SPLIT, 199999),
-}
 
 
 def extra(module: str) -> ModuleType:
@@ -82,7 +52,7 @@ class SentencePieceTokenizer(TextTokenizer):
         self.fingerprint = cache.digest("sentencepiece", model.hex(), self.end_id)
         end, start = self._processor.id_to_piece(self.end_id), self._processor.bos_id()
         first = {"bos_token": self._processor.id_to_piece(start)} if start >= 0 else {}
-        self.special_tokens = {**first, "eos_token": end, **roles(self._settings)}
+        self.special_tokens = {**first, **roles(self._settings), "eos_token": end}
 
     def _read_added(self) -> dict[str, int]:
         count = int(self._settings.get("extra_ids", 0))
@@ -164,87 +134,6 @@ class SentencePieceTokenizer(TextTokenizer):
         (Path(directory) / "tokenizer.model").write_bytes(self._model)
         end = {"eos_token": self._processor.id_to_piece(self.end_id)}
         cache.write_json(Path(directory) / SETTINGS, {**self._settings, **end})
-
-
-class TiktokenTokenizer(TextTokenizer):
-    """A tiktoken file (lines of base64 and rank), by its content; ``name`` chooses the split pattern.
-
-    ``settings`` are those of ``tokenizer_config.json``: ``add_bos_token`` and ``add_eos_token`` put the end token
-    before prompts or after them.
-    """
-
-    def __init__(
-        self, data: bytes, name: str, end_token: str | None, settings: Mapping[str, Any] | None = None
-    ) -> None:
-        tiktoken = extra("tiktoken")
-        self._settings = dict(settings or {})
-        self._data, self._name, self._end_token = data, name, end_token or END_OF_TEXT
-        ranks = {base64.b64decode(t): int(r) for t, r in (line.split() for line in data.splitlines() if line)}
-        pattern, end = TIKTOKEN.get(name, (SPLIT, None))
-        self.end_id = max(ranks.values()) + 1 if end is None else end
-        self._encoding = tiktoken.Encoding(
-            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={self._end_token: self.end_id}
-        )
-        self.vocab_size = max(*ranks.values(), self.end_id) + 1
-        self.fingerprint = cache.digest("tiktoken", data.hex(), pattern, self.end_id)
-        self.special_tokens = {"eos_token": self._end_token, **roles(self._settings)}
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """See :class:`TextTokenizer`."""
-        return self._encoding.encode_ordinary_batch(list(texts))
-
-    def encode_spans(self, texts: Sequence[str], *, special: bool = False) -> list[Spanned]:
-        """See :class:`TextTokenizer`."""
-        found = []
-        for text in texts:
-            ids = self._encoding.encode(text, allowed_special="all") if special else self.encode(text)
-            starts = self._encoding.decode_with_offsets(ids)[1]
-            ends = [max(start + 1, after) for start, after in pairwise([*starts, len(text)])]
-            found.append(Spanned(ids, list(zip(starts, ends, strict=True))))
-        return found
-
-    def encode_prompts(self, texts: Sequence[Text], *, around: bool = True) -> list[Encoded]:
-        """See :class:`TextTokenizer`."""
-        around_by = [bool(around and self._settings.get(key)) for key in AROUND]
-        start, end = ([self.end_id] * present for present in around_by)
-        found = self._encoding.encode_batch([single(text) for text in texts], allowed_special="all")
-        return [Encoded(ids, [0] * len(ids)) for ids in ([*start, *own, *end] for own in found)]
-
-    def token_id(self, token: str) -> int | None:
-        """See :class:`TextTokenizer`."""
-        try:
-            return self._encoding.encode_single_token(token)
-        except KeyError:
-            return None
-
-    def with_end_token(self, *, before: bool) -> "TiktokenTokenizer":
-        """See :class:`TextTokenizer`."""
-        settings = {**self._settings, **end_settings(self._end_token, before)}
-        return TiktokenTokenizer(self._data, self._name, self._end_token, settings)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """See :class:`TextTokenizer`."""
-        return self._encoding.decode([int(i) for i in ids if i != self.end_id])
-
-    def token_bytes(self) -> np.ndarray:
-        """See :class:`TextTokenizer`."""
-        lengths = np.zeros(self.vocab_size, np.int32)
-        for token in self._encoding.token_byte_values():
-            lengths[self._encoding.encode_single_token(token)] = len(token)
-        return lengths
-
-    def save(self, directory: Path | str) -> None:
-        """See :class:`TextTokenizer`."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        (Path(directory) / "tokenizer.tiktoken").write_bytes(self._data)
-        own = {"eos_token": self._end_token, "tiktoken": self._name}
-        cache.write_json(Path(directory) / SETTINGS, {**self._settings, **own})
-
-
-def is_tiktoken(data: bytes) -> bool:
-    """Whether a file looks like lines of base64 and rank (Llama 3 ships one named tokenizer.model)."""
-    first = data.split(b"\n", 1)[0].split()
-    return len(first) == 2 and first[1].isdigit()
 
 
 def _with_specials(text: str, specials: Mapping[str, int], encode: Callable[[str], list[int]]) -> list[int]:

@@ -32,7 +32,7 @@ class HuggingFaceTokenizer(TextTokenizer):
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.end_id = known_token(self.token_id(end_token), end_token, self._specials())
         self.fingerprint = cache.digest("tokenizer.json", content, end_token)
-        self.special_tokens = {"eos_token": end_token, **roles(self._settings)}
+        self.special_tokens = {**roles(self._settings), "eos_token": end_token}
 
     @functools.cached_property
     def _for_prompts(self) -> Tokenizer:

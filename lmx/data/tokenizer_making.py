@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from lmx.data import cache
+from lmx.data import cache, parts
 from lmx.data.config import DataConfig, TokenizerFile, TrainedBpe
 from lmx.data.documents import Documents
+from lmx.data.records import open_records
 from lmx.data.tokenizer import BPE_VERSION, TextTokenizer, load_tokenizer, open_tokenizer, train_bpe
 from lmx.errors import UserError
 
@@ -17,7 +19,12 @@ SAMPLE_BYTES = 10_000_000  # what a BPE is trained on: more text changes few mer
 
 
 def prepare_tokenizer(
-    config: DataConfig, documents: Sequence[Documents], held_out: Sequence[np.ndarray], root: Path
+    config: DataConfig,
+    documents: Sequence[Documents],
+    held_out: Sequence[np.ndarray],
+    root: Path,
+    *,
+    progress: bool = True,
 ) -> tuple[TextTokenizer, Path]:
     """The tokenizer and the directory that keeps it with the fingerprint it had when first used."""
     wanted = config.tokenizer
@@ -35,7 +42,7 @@ def prepare_tokenizer(
         specials = [wanted.special_tokens] if wanted.special_tokens else []
         made_of = (BPE_VERSION, wanted.vocab_size, keys, weights, config.held_out, *specials)
         directory = root / "tokenizers" / cache.key(*made_of)
-        _keep(directory, lambda: _train(wanted, weights, documents, held_out))
+        _keep(directory, lambda: _train(wanted, weights, documents, held_out, progress))
         return _unchanged(load_tokenizer(directory), directory, str(directory)), directory
     raise UserError(f"{type(wanted).__name__} is no tokenizer: use TrainedBpe or TokenizerFile")
 
@@ -66,13 +73,35 @@ def _train(
     weights: Sequence[float],
     documents: Sequence[Documents],
     held_out: Sequence[np.ndarray],
+    progress: bool,
 ) -> TextTokenizer:
     shares = [SAMPLE_BYTES * weight / sum(weights) for weight in weights]
     chosen = zip(documents, held_out, shares, strict=True)
     both = [(x, m, s / (1 + bool(d.targets))) for d, m, s in chosen for x in (d, d.targets) if x]
     samples = (_sample(d, ~m & (np.asarray(d.sizes) > 0), share) for d, m, share in both)
     texts = (text for sample in samples for text in sample)
-    return train_bpe(texts, wanted.vocab_size, wanted.special_tokens)
+    open_records(documents[0].dataset)  # imports TFDS, which a progress bar in a thread does not bear
+    size = min(SAMPLE_BYTES, sum(int(np.asarray(d.sizes).sum()) for d in documents))
+    with _shown(texts, size, progress) as shown:
+        return train_bpe(shown, wanted.vocab_size, wanted.special_tokens)
+
+
+@contextmanager
+def _shown(texts: Iterator[str], size: int, progress: bool) -> Iterator[Iterator[str]]:
+    """The texts, of about ``size`` bytes, with a bar that stays while a tokenizer is made of them."""
+    if not progress:
+        yield texts
+        return
+    with parts.bytes_progress() as bar:
+        task = bar.add_task("Reading for the tokenizer", total=size)
+
+        def read() -> Iterator[str]:
+            for text in texts:
+                yield text
+                bar.advance(task, len(text.encode()))
+            bar.update(task, description="Training the tokenizer", completed=size)
+
+        yield read()
 
 
 def _sample(documents: Documents, mask: np.ndarray, limit: float) -> Iterator[str]:

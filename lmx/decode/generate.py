@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import Literal
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 
 from lmx.data.tokenizer import TextStream, TextTokenizer
 from lmx.decode.loop import Decoding, Program, decode_chunk, prefill
+from lmx.decode.pace import STEADY, Pace
 from lmx.decode.places import Places
 from lmx.decode.sampling import Sampling
 from lmx.errors import UserError
@@ -19,8 +21,6 @@ from lmx.nn.module import Params
 
 BUCKET = 64
 """Prompts and caches are padded to multiples of this, so that few lengths are ever compiled."""
-CHUNK = 16
-"""Tokens between looks at the host: stop strings are found, and text shown, this often."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Generator:
     Attributes:
       spec: the model's shape.
       params: with unstacked layers, in the dtype to compute in.
-      tokenizer: text <-> tokens.
+      tokenizer: text <-> tokens; a model with more tokens writes none of those that it lacks.
       stops: tokens that end a completion, beside the tokenizer's end of text.
       encode: a prompt's tokens; by default as documents begin in training, with the end-of-text token, or as an
         encoder's input ends, with the same; a prefix is the text alone.
@@ -111,25 +111,30 @@ class Generator:
         sampling: Sampling,
         seeds: Sequence[int],
         stop: Sequence[str] = (),
-        chunk: int = CHUNK,
+        pace: Pace = STEADY,
     ) -> Iterator[tuple[list[Row], list[str]]]:
-        """Yields after every chunk all rows and the text that each has gained.
+        """Yields, as often as ``pace`` says, all rows and the text that each has gained.
 
         Raises:
-          UserError: a prompt that does not fit the context with its completion, or tokenizes to nothing usable.
+          UserError: a prompt that does not fit the context with its completion, or tokenizes to nothing usable; an
+            empty stop string.
         """
         if not prompts:
             raise UserError("there is no prompt to continue; give at least one")
+        if isinstance(stop, str) or "" in stop:
+            raise UserError(f"stop is {stop!r}, expected a list of strings of at least one character; or leave it out")
         encoded = [self._encode(p, i, max_new_tokens) for i, p in enumerate(prompts)]
         ends = frozenset([self.tokenizer.end_id, *self.stops])
         rows = [Row(TextStream(self.tokenizer), ends, tuple(stop), max_new_tokens) for _ in prompts]
         program, state = self._read(encoded, max_new_tokens, sampling, seeds, sorted(ends))
-        for start in range(0, max_new_tokens, chunk):
-            count = min(chunk, max_new_tokens - start)
-            state, tokens, logprobs = decode_chunk(program, self.params, state, count, steps=chunk)
+        count, left = pace.first, max_new_tokens
+        while left:
+            count, began = min(count, left), perf_counter()
+            state, tokens, logprobs = decode_chunk(program, self.params, state, count, steps=pace.most)
             for row, new, scores in zip(rows, np.asarray(tokens), np.asarray(logprobs), strict=False):
                 for token, score in zip(new.tolist(), scores.tolist(), strict=True):
                     row.push(token, score)
+            left, count = left - count, pace.after(count, perf_counter() - began)
             yield rows, [row.news() for row in rows]
             if all(row.finish_reason for row in rows):
                 return
@@ -166,7 +171,8 @@ class Generator:
         arrays = (inputs, source, numbers), (np.array(ends, np.int32), sampling.values())
         (inputs, source, numbers), (stops, values) = arrays if places is None else places.put(*arrays)
         reading, writing = (None, None) if places is None else (places.reading, places.writing)
-        program = Program(self.spec, sampling.filters, writing)
+        known = max(self.tokenizer.vocab_size, *(end + 1 for end in ends))
+        program = Program(self.spec, sampling.filters, writing, known)
         state = prefill(
             replace(program, sharding=reading),
             self.params,

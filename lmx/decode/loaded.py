@@ -15,6 +15,7 @@ from lmx.decode import forward, rows
 from lmx.decode.classified import Classified, classified, numbered
 from lmx.decode.defaults import Defaults
 from lmx.decode.generate import Completion, Generator, Row, completed
+from lmx.decode.pace import LIVE
 from lmx.decode.places import Places, unstacker
 from lmx.decode.prompts import Prompts, seeds_of
 from lmx.errors import UserError
@@ -211,12 +212,19 @@ class Model:
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop}
         return completed(list(self.chunks(prompts, seed=seed, **options))[-1][0])
 
-    def stream(self, prompts: Sequence[str], *, seed: int | Sequence[int] = 0, **options: Any) -> Iterator[list[str]]:
-        """As :meth:`generate`, but yields the text that each prompt has gained, as it comes.
-
-        ``options`` are ``max_new_tokens``, ``stop`` and ``sampling`` (a Sampling).
-        """
-        for _, news in self.chunks(prompts, seed=seed, **options):
+    def stream(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 64,
+        stop: Sequence[str] = (),
+        seed: int | Sequence[int] = 0,
+        **sampling: float | None,
+    ) -> Iterator[list[str]]:
+        """As :meth:`generate`, with the same options, but yields the text that each prompt has gained, as it comes."""
+        drawn = self.defaults.with_options(**sampling)
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": drawn, "stop": stop}
+        for _, news in self.chunks(prompts, seed=seed, pace=LIVE, **options):
             yield news
 
     def chat(
@@ -268,7 +276,7 @@ class Model:
         """Yields, as tokens come, the progress of each prompt and the text that it has gained.
 
         ``is_chat`` says that prompts are from :meth:`chat_text`, and have their special tokens already; ``options`` are
-        those of :meth:`stream`.
+        those of :meth:`lmx.decode.generate.Generator.stream`.
         """
         options = {"max_new_tokens": 64, "sampling": self.defaults.sampling, **options}
         seeds, generator = seeds_of(seed, prompts), self.generator

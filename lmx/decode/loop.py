@@ -22,11 +22,13 @@ FIELDS = ["cache", "token", "logprob", "position", "index", "seeds", "seen", "do
 
 @dataclass(frozen=True)
 class Program:
-    """What a compiled loop depends on beside the arrays' shapes: ``sharding`` has the rules for unrolled layers."""
+    """What a compiled loop depends on beside the arrays' shapes: ``sharding`` has the rules for unrolled layers; ids
+    below ``known`` can be drawn, None for all of the model's."""
 
     spec: ModelSpec
     filters: Filters
     sharding: Sharding | None = None
+    known: int | None = None
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=FIELDS, meta_fields=[])
@@ -159,7 +161,7 @@ def _chosen(program: Program, params: Params, state: Decoding, hidden: jax.Array
     scores = logits(program.spec, params, hidden)[:, 0, : program.spec.vocab]
     index = state.index + 1
     keys = jax.vmap(jax.random.fold_in)(state.seeds, index)
-    token, logprob = choose(program.filters, state.values, scores, state.seen, keys)
+    token, logprob = choose(program.filters, state.values, scores, state.seen, keys, program.known)
     seen = state.seen
     if program.filters.penalised:
         seen = seen.at[jnp.arange(token.shape[0]), token].set(True)

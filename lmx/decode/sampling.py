@@ -74,7 +74,12 @@ class Filters:
 
 
 def choose(
-    filters: Filters, values: dict[str, jax.Array], logits: jax.Array, seen: jax.Array, keys: jax.Array
+    filters: Filters,
+    values: dict[str, jax.Array],
+    logits: jax.Array,
+    seen: jax.Array,
+    keys: jax.Array,
+    known: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The next token of each row, and its log-probability under the model's own distribution.
 
@@ -84,11 +89,12 @@ def choose(
       logits: float32 [batch, vocab].
       seen: bool [batch, vocab], the tokens of prompt and completion; [batch, 0] unless penalised.
       keys: one PRNG key a row, [batch]: a row's draw depends on its own key and logits alone.
+      known: only tokens below it are drawn; None for all.
 
     Returns:
       int32 [batch] and float32 [batch].
     """
-    scores = logits
+    scores, seen = logits[:, :known], seen[:, :known]
     if filters.penalised:
         penalty = values["repetition_penalty"]
         scores = jnp.where(seen, jnp.where(scores > 0, scores / penalty, scores * penalty), scores)

@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lmx.errors import LmxError, UserError
 from lmx.sharding.mesh import MeshConfig, build_mesh
 from lmx.sharding.processes import agreed, count, index, is_first, share
+from lmx.sharding.storage import storage
 
 CLOCK_SECONDS = 5.0
 """How far clocks may be apart."""
@@ -128,8 +129,8 @@ def _check_clocks(hosts: Sequence[str], seconds: float) -> float:
 def _check_shared(directory: str, hosts: Sequence[str], seconds: float) -> None:
     """Process 0 writes a file that all must find."""
     token = share(uuid.uuid4().hex, seconds)[0]
-    file = epath.Path(directory) / f".lmx-preflight-{token}"
     with agreed():
+        file = storage(directory) / f".lmx-preflight-{token}"
         if is_first():
             _write(file, token)
     sees = _gather({"sees": _appears(file, token)}, seconds)

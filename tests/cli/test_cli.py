@@ -1,14 +1,17 @@
 """The command line from end to end: a run, what can be done with it, and one sentence for each mistake."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import lmx
 from lmx.cli.main import COMMANDS, main
 
 QUICK = "--xla_backend_optimization_level=0"
@@ -177,6 +180,21 @@ def test_generate_prints_the_prompt_and_goes_on(run_dir: Path, capfd: pytest.Cap
     assert completion["finish_reason"] in ("stop", "length")
 
 
+def test_generate_shows_each_text_as_it_comes(run_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pieces, clock = list[str](), itertools.count()
+    monkeypatch.setattr("lmx.decode.generate.perf_counter", lambda: next(clock))  # a slow device: a second a look
+    monkeypatch.setattr(sys, "stdout", types.SimpleNamespace(write=pieces.append, flush=lambda: None))
+    options = ["--prompt", "the cat", "a mat", "--max-new-tokens", 8, "--seed", 5, 9, "--json", tmp_path / "out.json"]
+    assert code("generate", run_dir, *options) == 0
+    first, second = json.loads((tmp_path / "out.json").read_text())["completions"]
+    assert "".join(pieces) == f"the cat{first['text']}\n---\na mat{second['text']}\n"
+    assert len("".join(pieces[:1])) < len(f"the cat{first['text']}")
+    assert len([piece for piece in pieces[: pieces.index("\n---\n")] if piece]) > 2
+    monkeypatch.undo()
+    alone = lmx.load(run_dir).generate(["a mat"], max_new_tokens=8, seed=9)[0]
+    assert second["tokens"] == list(alone.tokens)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -184,6 +202,8 @@ def test_generate_prints_the_prompt_and_goes_on(run_dir: Path, capfd: pytest.Cap
         (["--prompt", "a", "--max-new-tokens", "0"], ["max_new_tokens is 0"]),
         (["--prompt", "a", "--step", "5"], ["no checkpoint of step 5", "steps there are: 6"]),
         (["--prompt", "a", "--temperature", "-1"], ["temperature"]),
+        (["--prompt", "a", "--stop", ""], ["stop is ('',)", "at least one character"]),
+        (["--prompt", "a", "--seed", "1", "2"], ["there are 2 seeds for 1 prompts"]),
         ([], ["there is no prompt"]),
     ],
 )
@@ -295,6 +315,18 @@ def test_help_of_a_recipe_shows_its_fields(recipe: Path, capfd: pytest.CaptureFi
         assert option in out
     assert "Optimizer steps." in out  # the docstring of the field
     assert "Example: lmx train" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(("command", "expected"), [("data", 75), ("train", 75), ("report", 1)])
+def test_ctrl_c_ends_with_a_code_of_the_contract(
+    command: str, expected: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(arguments: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"lmx.cli.{command}.main", interrupted)
+    assert code(command) == expected
+    assert one_sentence(capfd, command).endswith("run the same command again to go on") == (expected == 75)
 
 
 def test_general_help_names_every_command(capfd: pytest.CaptureFixture[str]) -> None:

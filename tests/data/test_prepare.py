@@ -15,8 +15,9 @@ import pytest
 from lmx.data import cache, parts, records, tokens
 from lmx.data import prepare as preparing
 from lmx.data.config import DataConfig, LocalFiles, Tokenizer, TokenizerFile, TrainedBpe
+from lmx.data.layout import NextTokens
 from lmx.data.prepare import Prepared, prepare
-from lmx.errors import LmxError, UserError
+from lmx.errors import Interrupted, LmxError, UserError
 from tests.data.conftest import config_of, write_corpus
 
 
@@ -60,6 +61,43 @@ def test_statistics_are_json_and_say_what_packing_gives(prepared: Prepared) -> N
     assert stats["rows"] * 64 * (1 - stats["padding"]) == pytest.approx(positions, rel=1e-4)
     assert stats["cut"] > 0
     assert stats["truncated"] == 0
+    assert "truncated" not in prepared.stats()["sources"]["local_files"]  # nobody knows before it is packed
+    tokens, rows = stats["tokens"], stats["rows"] + stats["held_out_rows"]
+    (told,) = prepared.notes(NextTokens(64))
+    assert told.startswith(f"local_files: 80 documents (10 held out), {tokens:,} tokens in {rows} rows, 0 dropped, ")
+    assert told.endswith(f"0 truncated, {stats['padding']:.2%} padding")
+
+
+class Bar:
+    """Takes the place of a progress bar."""
+
+    def __init__(self) -> None:
+        self.labels, self.bytes = list[str](), 0
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def add_task(self, label: str, total: int) -> None:
+        self.labels.append(label)
+
+    def update(self, task: None, description: str, completed: int) -> None:
+        self.labels.append(description)
+
+    def advance(self, task: None, size: int) -> None:
+        self.bytes += size
+
+
+def test_training_a_tokenizer_shows_progress(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars = list[Bar]()
+    monkeypatch.setattr(parts, "bytes_progress", lambda: bars.append(Bar()) or bars[-1])
+    prepare(dataclasses.replace(prepared.config, cache_dir=str(tmp_path)), progress=True)
+    (own,) = (bar for bar in bars if "Training the tokenizer" in bar.labels)
+    assert own.bytes == sum(len(text.encode()) for text in prepared.texts("train"))
 
 
 def test_preparing_again_reads_nothing(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,8 +155,9 @@ def test_preparation_goes_on_where_it_stopped(
         return original(part)
 
     monkeypatch.setattr(module, stage, stops_at_the_third)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="finished parts are kept: run the same command again") as stopped:
         prepare(config, progress=False)
+    assert stopped.value.exit_code == 75
     made = list[Path]()
     whole_dir = cache.whole_dir
     monkeypatch.setattr(cache, "whole_dir", lambda target: made.append(target) or whole_dir(target))
@@ -248,7 +287,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_made(
 
 
 def test_other_errors_of_the_system_pass_through(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), preparing.no_space_error(tmp_path):
+    with pytest.raises(PermissionError), preparing.explained(tmp_path):
         raise PermissionError(13, "Permission denied")
 
 
@@ -280,5 +319,6 @@ def test_the_cache_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, t
 def test_configurations_are_data() -> None:
     from lmx import config
 
-    written = DataConfig(sources=(LocalFiles(files=("a", "b")),), tokenizer=TokenizerFile(path="x"))
+    tokenizer = TokenizerFile(path="x", special_tokens=(("<e>", 5),))
+    written = DataConfig(sources=(LocalFiles(files=("a", "b")),), tokenizer=tokenizer)
     assert config.from_data(DataConfig, json.loads(json.dumps(config.to_data(written)))) == written

@@ -147,7 +147,10 @@ def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
         train_rows(data, length=LENGTH, seed=0)
 
 
-@pytest.mark.parametrize(("count", "wanted", "expected"), [(10, 3, [0, 3, 6]), (10, 0, 10), (10, 12, 10), (7, 7, 7)])
+@pytest.mark.parametrize(
+    ("count", "wanted", "expected"),
+    [(10, 3, [0, 3, 6]), (10, 6, [0, 1, 3, 5, 6, 8]), (10, 0, 10), (10, 12, 10), (7, 7, 7)],
+)
 def test_some_rows_are_from_all_over(count: int, wanted: int, expected: Any) -> None:
     found = list(spread(grain.MapDataset.range(count), wanted))
     assert found == (list(range(expected)) if isinstance(expected, int) else expected)

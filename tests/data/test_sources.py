@@ -1,4 +1,5 @@
 import gzip
+import io
 import json
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from lmx.data.builders.local_files import GROUP_BYTES, LINE_LIMIT
 from lmx.data.config import LocalFiles, PythonStdlib, Source, Tfds
 from lmx.data.documents import Documents, prepare_documents
 from lmx.errors import UserError
+
+ZIPPED = gzip.compress(b'{"text": "a line"}\n' * 3, mtime=0)
 
 
 def documents_of(source: Source, tmp_path: Path) -> Documents:
@@ -76,10 +79,26 @@ def test_json_lines_in_stretches_give_each_row_once(tmp_path: Path, monkeypatch:
 
 
 def test_parquet_rows_are_documents(tmp_path: Path) -> None:
-    table = pyarrow.table({"text": [f"row {i}" for i in range(50)], "id": list(range(50))})
-    pyarrow.parquet.write_table(table, tmp_path / "t.parquet", row_group_size=7)
-    found = texts(LocalFiles(files=(str(tmp_path / "t.parquet"),)), tmp_path)
-    assert found == {f"t.parquet#{i}": f"row {i}" for i in range(50)}
+    text = pyarrow.array([f"row {i}" for i in range(50)])
+    for name, column in (("t.parquet", text), ("categories.parquet", text.dictionary_encode())):
+        table = pyarrow.table({"text": column, "id": list(range(50))})
+        pyarrow.parquet.write_table(table, tmp_path / name, row_group_size=7)
+        found = texts(LocalFiles(files=(str(tmp_path / name),)), tmp_path)
+        assert found == {f"{name}#{i}": f"row {i}" for i in range(50)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.json", '[{"text": "one", "n": 1}, {"text": "LONG", "n": 2}]'),
+        ("t.csv", "n,text\n1,one\n2,LONG\n"),
+        ("t.jsonl", '{"text": "one"}\n{"text": "LONG"}\n'),
+    ],
+)
+def test_every_kind_of_table_gives_its_column(tmp_path: Path, name: str, content: str) -> None:
+    long = "two " * 50_000
+    (tmp_path / name).write_text("\ufeff" + content.replace("LONG", long), encoding="utf-8")  # as Windows writes it
+    assert list(texts(LocalFiles(files=(str(tmp_path / name),)), tmp_path).values()) == ["one", long]
 
 
 def test_a_prepared_tfds_directory_is_read(tmp_path: Path) -> None:
@@ -91,6 +110,14 @@ def test_a_prepared_tfds_directory_is_read(tmp_path: Path) -> None:
     assert found.fingerprint == own.fingerprint
     assert found.name == "local_files"
     assert len(documents_of(Tfds(name=own.dataset.directory, split="train[:1]"), tmp_path)) == 1
+
+
+def parquet(text: list[bytes]) -> bytes:
+    """A file whose column is said to be UTF-8."""
+    file, binary = io.BytesIO(), pyarrow.array(text)
+    column = pyarrow.StringArray.from_buffers(len(text), *binary.buffers()[1:])
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), file, compression="none", use_dictionary=False)
+    return file.getvalue()
 
 
 def write(tmp_path: Path, name: str, data: bytes) -> Path:
@@ -106,7 +133,13 @@ def write(tmp_path: Path, name: str, data: bytes) -> Path:
         ("other.jsonl", b'{"body": "a"}\n', r"no column 'text' \(it has body\): set text_column"),
         ("number.jsonl", b'{"text": 3}\n', "column 'text' is 3, expected text"),
         ("bad.parquet", b"PAR", "is not a Parquet file"),
+        ("text.parquet", parquet([b"fine", b"\xff"]), "text.parquet, row group 0, has text that is not valid UTF-8"),
+        ("page.parquet", parquet([b"fine"]).replace(b"PAR1\x15", b"PAR1\xff", 1), "row group 0, cannot be read"),
         ("bad.txt.gz", b"plain", "is not a whole gzip file"),
+        ("half.txt.gz", ZIPPED[: len(ZIPPED) // 2], "is not a whole gzip file"),
+        ("half.jsonl.gz", ZIPPED[: len(ZIPPED) // 2], "is not a whole gzip file"),
+        ("bits.jsonl.gz", ZIPPED[:10] + b"\xff" + ZIPPED[11:], "is not a whole gzip file"),
+        ("config.json", b'{"layers": 2}', "config.json is neither a list of objects nor SQuAD"),
         ("blank.txt", b"  \n", "no documents with text in LocalFiles"),
         ("empty.txt", b"", "no documents with text in LocalFiles"),
     ],

@@ -1,7 +1,10 @@
 import base64
 import io
+import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmx.data.config import TokenizerFile
-from lmx.data.tokenizer import TextStream, TextTokenizer, load_tokenizer, open_tokenizer, train_bpe
+from lmx.data.tokenizer import SPLIT, TextStream, TextTokenizer, load_tokenizer, open_tokenizer, train_bpe
 from lmx.errors import UserError
 
 TEXTS = [
@@ -43,20 +46,23 @@ def sentencepiece_model(directory: Path) -> Path:
     return directory / "own.model"
 
 
-def tiktoken_file(directory: Path) -> Path:
+def tiktoken_file(file: Path, pieces: Iterable[bytes] = (b"th", b"the", b" the", b"at")) -> Path:
     pytest.importorskip("tiktoken")
-    pieces = [bytes([i]) for i in range(256)] + [b"th", b"the", b" the", b"at"]
-    lines = [base64.b64encode(piece) + f" {rank}".encode() for rank, piece in enumerate(pieces)]
-    (directory / "own.tiktoken").write_bytes(b"\n".join(lines) + b"\n")
-    return directory / "own.tiktoken"
+    ranks = enumerate([*(bytes([i]) for i in range(256)), *pieces])
+    file.write_bytes(b"".join(base64.b64encode(piece) + f" {rank}\n".encode() for rank, piece in ranks))
+    return file
+
+
+OWN_TIKTOKEN = {"pattern": SPLIT, "special_tokens": (("<|endoftext|>", 261), ("<|start|>", 262))}
 
 
 @pytest.fixture(params=["bpe", "sentencepiece", "tiktoken"])
 def tokenizer(request: pytest.FixtureRequest, tmp_path: Path, bpe: TextTokenizer) -> TextTokenizer:
     if request.param == "bpe":
         return bpe
-    maker = sentencepiece_model if request.param == "sentencepiece" else tiktoken_file
-    return open_tokenizer(TokenizerFile(path=str(maker(tmp_path))))
+    if request.param == "sentencepiece":
+        return open_tokenizer(TokenizerFile(path=str(sentencepiece_model(tmp_path))))
+    return open_tokenizer(TokenizerFile(path=str(tiktoken_file(tmp_path / "own.tiktoken")), **OWN_TIKTOKEN))
 
 
 def test_text_survives_and_bytes_add_up(tokenizer: TextTokenizer) -> None:
@@ -71,7 +77,8 @@ def test_text_survives_and_bytes_add_up(tokenizer: TextTokenizer) -> None:
     assert tokenizer.token_bytes().shape == (tokenizer.vocab_size,)
     assert tokenizer.token_bytes().dtype == np.int32
     assert tokenizer.token_bytes()[tokenizer.end_id] == 0
-    assert tokenizer.decode([*tokenizer.encode("cat"), tokenizer.end_id]) == "cat"
+    unknown = [tokenizer.end_id, tokenizer.vocab_size, tokenizer.vocab_size + 100]
+    assert tokenizer.decode([*tokenizer.encode("cat"), *unknown]) == "cat"
 
 
 def test_a_directory_carries_a_tokenizer(tokenizer: TextTokenizer, tmp_path: Path) -> None:
@@ -80,6 +87,54 @@ def test_a_directory_carries_a_tokenizer(tokenizer: TextTokenizer, tmp_path: Pat
     assert loaded.fingerprint == tokenizer.fingerprint
     assert (loaded.end_id, loaded.vocab_size) == (tokenizer.end_id, tokenizer.vocab_size)
     assert loaded.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "end", "others", "digits", "start"),
+    [
+        (128000, 128001, {"<|begin_of_text|>": 128000, "<|eot_id|>": 128009}, 1, 128000),
+        (151643, 151643, {"<|im_start|>": 151644, "<|im_end|>": 151645, "<|extra_204|>": 151850}, 3, None),
+    ],
+    ids=["Llama 3", "Qwen"],
+)
+def test_published_tiktoken_files_are_known_by_their_ranks(
+    ranks: int, end: int, others: dict[str, int], digits: int, start: int | None, tmp_path: Path
+) -> None:
+    """Whatever their name is. Llama 3 takes up to three digits together, Qwen each alone."""
+    pieces = itertools.product(range(256), repeat=3)
+    several = [b"123", *itertools.islice(map(bytes, pieces), ranks - 257)]
+    file = tiktoken_file(tmp_path / "tokenizer.model", several)
+    tokenizer = open_tokenizer(TokenizerFile(path=str(file)))
+    assert tokenizer.end_id == end
+    assert {name: tokenizer.token_id(name) for name in others} == others
+    assert tokenizer.start_id == start
+    assert len(tokenizer.encode("123")) == digits
+    turn = [*others][1]
+    assert open_tokenizer(TokenizerFile(path=str(file), end_token=turn)).end_id == others[turn]
+    with pytest.raises(UserError, match="has no token '</s>'; its special tokens are"):
+        open_tokenizer(TokenizerFile(path=str(file), end_token="</s>"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, r"260 ranks, which is none of .*Llama 3 \(128,000\), Qwen .*: set pattern and special_tokens of Tok"),
+        ({"pattern": SPLIT}, "set special_tokens of TokenizerFile"),
+        ({"pattern": SPLIT, "special_tokens": (("<stop>", 300),)}, r"has no token '<\|endoftext\|>'.* are <stop>"),
+    ],
+)
+def test_other_tiktoken_files_need_a_pattern_and_special_tokens(
+    given: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = tiktoken_file(tmp_path / "cl100k_base.tiktoken")
+    with pytest.raises(UserError, match=message):
+        open_tokenizer(TokenizerFile(path=str(file), **given))
+
+
+def test_what_a_tokenizer_says_itself_is_not_said_again(bpe: TextTokenizer, tmp_path: Path) -> None:
+    bpe.save(tmp_path)
+    with pytest.raises(UserError, match=r"tokenizer\.json is no tiktoken file and has its own pattern"):
+        open_tokenizer(TokenizerFile(path=str(tmp_path), pattern=SPLIT))
 
 
 def test_a_stream_gives_whole_characters_only(tokenizer: TextTokenizer) -> None:
@@ -174,6 +229,10 @@ def test_settings_say_what_is_around_prompts(bpe: TextTokenizer, tmp_path: Path)
     for more, wanted in (({}, ids), ({"add_bos_token": True, "add_eos_token": True}, [end, *ids, end])):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, **more}))
         assert load_tokenizer(tmp_path).encode_prompts(["cat"])[0].ids == wanted
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    given = open_tokenizer(TokenizerFile(path=str(tmp_path), end_token="<|endoftext|>"))
+    given.save(tmp_path / "run")
+    assert given.special_tokens == load_tokenizer(tmp_path / "run").special_tokens == {"eos_token": "<|endoftext|>"}
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         load_tokenizer(tmp_path)

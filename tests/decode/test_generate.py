@@ -1,11 +1,14 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lmx.data.tokenizer import TextStream
+from lmx.decode import generate
 from lmx.decode.generate import Row
 from lmx.decode.loop import decode_chunk, prefill
+from lmx.decode.pace import LIVE, Pace
 from lmx.decode.sampling import Sampling
 from lmx.errors import UserError
 
@@ -44,6 +47,18 @@ def test_completions_are_as_long_as_asked(generator, tokenizer):
         ended = completion.finish_reason == "stop"
         assert completion.tokens[-1] == tokenizer.end_id if ended else len(completion.tokens) == 17
         assert completion.text == tokenizer.decode(completion.tokens)
+
+
+def test_tokens_that_the_tokenizer_lacks_are_not_written(generator, tokenizer, full_forward):
+    """Embedding tables are padded, and their last rows are no tokens. The log-probabilities remain the model's."""
+    known = 100
+    assert max(max(c.tokens) for c in completions(generator, PROMPTS[:1])) >= known
+    fewer = copy.copy(tokenizer)
+    fewer.vocab_size = known
+    (found,) = completions(replace(generator, tokenizer=fewer), PROMPTS[:1])
+    expected = full_forward(PROMPTS[0], found.tokens)
+    assert list(found.tokens) == expected[:, :known].argmax(-1).tolist()
+    np.testing.assert_allclose(found.logprobs, expected[:, :known].max(-1), atol=1e-4)
 
 
 def test_draws_depend_on_the_seed(generator):
@@ -92,7 +107,7 @@ def test_a_stop_token_ends_its_row_only(generator, tokenizer, greedy):
 
 def streamed(generator, chunk, stop=()):
     """The text that each prompt gained, all pieces together, and the rows."""
-    options = {"max_new_tokens": NEW, "sampling": GREEDY, "seeds": range(4), "stop": stop, "chunk": chunk}
+    options = {"max_new_tokens": NEW, "sampling": GREEDY, "seeds": range(4), "stop": stop, "pace": Pace(chunk)}
     rows, pieces = zip(*generator.stream(PROMPTS, **options), strict=True)
     return ["".join(p) for p in zip(*pieces, strict=True)], rows[-1]
 
@@ -101,6 +116,26 @@ def streamed(generator, chunk, stop=()):
 def test_streamed_pieces_make_the_text(generator, greedy, chunk):
     texts, _ = streamed(generator, chunk)
     assert texts == [c.text for c in greedy]
+
+
+@pytest.mark.parametrize(("seconds", "looks"), [(0.2, [1] * NEW), (0.015, [1, 6, 6, 6, 5]), (1e-4, [1, 16, 7])])
+def test_who_reads_along_sees_text_in_time(generator, greedy, monkeypatch, seconds, looks):
+    """A token that takes longer comes alone, and more come together the less they take."""
+    clock, seen = [0.0], []
+
+    def chunk(*args, **kwargs):
+        seen.append(args[3])
+        clock[0] += seconds * args[3]
+        return decode_chunk(*args, **kwargs)
+
+    monkeypatch.setattr(generate, "decode_chunk", chunk)
+    monkeypatch.setattr(generate, "perf_counter", lambda: clock[0])
+    texts = [""] * len(PROMPTS)
+    options = {"max_new_tokens": NEW, "sampling": GREEDY, "seeds": range(4)}
+    for _, news in generator.stream(PROMPTS, pace=LIVE, **options):
+        texts = [text + piece for text, piece in zip(texts, news, strict=True)]
+    assert texts == [c.text for c in greedy]
+    assert seen == looks
 
 
 def spanning(text: str, boundary: int) -> str:
@@ -173,3 +208,9 @@ def test_another_temperature_compiles_nothing(generator):
 def test_requests_that_cannot_be_met(generator, prompts, new, words):
     with pytest.raises(UserError, match=words):
         completions(generator, prompts, new=new)
+
+
+@pytest.mark.parametrize("stop", ["end", [""], ["end", ""]])
+def test_stop_strings_that_would_end_everything(generator, stop):
+    with pytest.raises(UserError, match="expected a list of strings of at least one character"):
+        completions(generator, stop=stop)

@@ -60,9 +60,13 @@ def test_embed_is_the_mean_of_each_text_alone(run):
 
 def test_stream_adds_up_to_generate(run):
     model = lmx.load(run.path)
-    pieces = list(model.stream(["a tale"], max_new_tokens=20, seed=5))
-    whole = model.generate(["a tale"], max_new_tokens=20, seed=5)[0]
+    options = {"max_new_tokens": 20, "seed": 5, "temperature": 0.5, "top_k": 4, "stop": ["zzz"]}
+    pieces = list(model.stream(["a tale"], **options))
+    whole = model.generate(["a tale"], **options)[0]
     assert "".join(p[0] for p in pieces) == whole.text
+    assert len(pieces) > 1
+    with pytest.raises(TypeError, match="temprature"):
+        next(model.stream(["a tale"], temprature=0))
 
 
 @pytest.mark.parametrize(

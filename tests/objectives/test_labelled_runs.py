@@ -120,7 +120,7 @@ def test_longer_examples_are_counted_and_told(data: DataConfig, longer: Any, cou
     number = prepared.stats(layout)["sources"]["labelled_texts"][count]
     sizes = [len(prepared.tokenizer.encode(row["text"])) + 1 for row in ROWS]
     assert number == sum(size > 8 for size in sizes) > 0
-    assert f"{number} of {len(ROWS)} are" in prepared.notes(layout)[0]
+    assert f"{number} of {len(ROWS)} are" in prepared.notes(layout)[1]
 
 
 def test_a_run_names_its_classes(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
-"""Files of this machine as a TFDS dataset: plain text, JSON lines, Parquet."""
+"""Files of this machine as a TFDS dataset: plain text, or a column of JSON lines, JSON, CSV, Parquet."""
 
 import codecs
-import gzip
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -16,7 +15,7 @@ LINE_LIMIT = 4 * GROUP_BYTES  # a longer line is cut at a space
 
 
 class LocalFiles(DocumentsBuilder):
-    """Documents from text, JSON lines and Parquet files; ``path`` tells the file and the place in it."""
+    """Documents from text files, and from files with named columns; ``path`` tells the file and the place in it."""
 
     @classmethod
     def spans(cls, source: config.LocalFiles) -> list[Span]:
@@ -32,8 +31,7 @@ class LocalFiles(DocumentsBuilder):
 
 
 def _reader(path: str) -> Any:
-    named = path.removesuffix(".gz").endswith((".jsonl", ".ndjson")) or path.endswith(".parquet")
-    return _column if named else _text
+    return _column if tables.has_columns(path) else _text
 
 
 def _column(source: config.LocalFiles, span: Span) -> Iterator[tuple[str, str]]:
@@ -50,25 +48,25 @@ def _column(source: config.LocalFiles, span: Span) -> Iterator[tuple[str, str]]:
 
 
 def _check_parquet(path: str, column: str) -> None:
+    from pyarrow.types import is_dictionary
+
     schema = tables.parquet_file(path).schema_arrow
     if column not in schema.names:
         raise UserError(f"{path} has no column {column!r} (it has {', '.join(schema.names)}): set text_column")
-    kind = str(schema.field(column).type)
-    if kind not in ("string", "large_string", "string_view"):
+    stored = schema.field(column).type
+    kind = stored.value_type if is_dictionary(stored) else stored  # pandas writes categories so
+    if str(kind) not in ("string", "large_string", "string_view"):
         raise UserError(f"{path}: column {column!r} is {kind}, expected text: set text_column")
 
 
 def _text(source: config.LocalFiles, span: Span) -> Iterator[tuple[str, str]]:
-    try:
-        with tables.open_bytes(span.path) as file:
-            whole = source.split == "file" or (source.split == "auto" and not _is_large(file))
-            if whole:
-                yield "", tables.decode(file.read().removeprefix(codecs.BOM_UTF8), span.path)
-                return
-            for offset, data in _paragraph_groups(file):
-                yield f"@{offset}", tables.decode(data.removeprefix(codecs.BOM_UTF8), span.path, offset)
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise UserError(f"{span.path} is not a whole gzip file ({error}): make or copy it again") from error
+    with tables.open_bytes(span.path) as file:
+        whole = source.split == "file" or (source.split == "auto" and not _is_large(file))
+        if whole:
+            yield "", tables.decode(file.read().removeprefix(codecs.BOM_UTF8), span.path)
+            return
+        for offset, data in _paragraph_groups(file):
+            yield f"@{offset}", tables.decode(data.removeprefix(codecs.BOM_UTF8), span.path, offset)
 
 
 def _is_large(file: IO[bytes]) -> bool:

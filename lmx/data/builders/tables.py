@@ -1,11 +1,14 @@
 """Rows with named columns, of JSON, JSON lines, CSV and Parquet files and of prepared TFDS datasets."""
 
+import codecs
 import csv
 import gzip
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +19,7 @@ from lmx.errors import UserError
 
 Row = dict[str, Any]
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+csv.field_size_limit(2**31 - 1)  # by default a column has 131,072 characters at the most
 
 
 def file_spans(path: str, split: str = "") -> list[Span]:
@@ -55,9 +59,19 @@ def rows(span: Span, columns: list[str] | None = None) -> Iterator[tuple[str, Ro
     raise UserError(f"{span.path} has no named columns: give .jsonl, .csv, .tsv, .json or .parquet files")
 
 
-def open_bytes(path: str) -> IO[bytes]:
-    """A file's content, unzipped."""
-    return gzip.open(path) if path.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+def has_columns(path: str) -> bool:
+    """Whether a file's name says that it has rows with named columns."""
+    return os.path.splitext(path.removesuffix(".gz"))[1] in (".jsonl", ".ndjson", ".json", ".parquet", *SEPARATORS)
+
+
+@contextmanager
+def open_bytes(path: str) -> Iterator[IO[bytes]]:
+    """A file's content, unzipped. Raises UserError, while it is read, if its end is missing or it is damaged."""
+    try:
+        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+            yield file  # type: ignore[misc]
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is not a whole gzip file ({error}): make or copy it again") from error
 
 
 def decode(data: bytes, path: str, offset: int = 0) -> str:
@@ -86,7 +100,7 @@ def json_lines(span: Span) -> Iterator[tuple[str, Row]]:
 
 def _json(line: bytes, place: str) -> Row:
     try:
-        row = json.loads(decode(line, place))
+        row = json.loads(decode(line.removeprefix(codecs.BOM_UTF8), place))
     except json.JSONDecodeError as error:
         raise UserError(f"{place} (a byte offset) is not a line of JSON: {error}") from error
     if not isinstance(row, dict):
@@ -96,7 +110,7 @@ def _json(line: bytes, place: str) -> Row:
 
 def _json_rows(span: Span) -> Iterator[tuple[str, Row]]:
     with open_bytes(span.path) as file:
-        text = decode(file.read(), span.path)
+        text = decode(file.read().removeprefix(codecs.BOM_UTF8), span.path)
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -105,7 +119,9 @@ def _json_rows(span: Span) -> Iterator[tuple[str, Row]]:
         ) from error
     found = _squad(content["data"]) if isinstance(content, dict) and "data" in content else content
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise UserError(f'{span.path} is neither a list of objects nor SQuAD\'s {{"data": [...]}}')
+        raise UserError(
+            f'{span.path} is neither a list of objects nor SQuAD\'s {{"data": [...]}}: leave it out of the files'
+        )
     for index, row in enumerate(found):
         yield f"#{index}", row
 
@@ -122,7 +138,7 @@ def _squad(articles: list[Any]) -> list[Row]:
 
 def _csv_rows(span: Span, separator: str) -> Iterator[tuple[str, Row]]:
     with open_bytes(span.path) as file:
-        text = decode(file.read(), span.path).removeprefix("\ufeff")
+        text = decode(file.read().removeprefix(codecs.BOM_UTF8), span.path)
     lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         for row in lines:
@@ -145,7 +161,7 @@ def parquet_file(path: str) -> Any:
 
     try:
         return pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{Path(path)} is not a Parquet file: {error}") from error
 
 
@@ -153,8 +169,21 @@ def _parquet_rows(span: Span, columns: list[str] | None) -> Iterator[tuple[str, 
     file = parquet_file(span.path)
     there = None if columns is None else [c for c in columns if c in file.schema_arrow.names]
     first = sum(file.metadata.row_group(i).num_rows for i in range(span.start))
-    for index, row in enumerate(file.read_row_group(span.start, columns=there or None).to_pylist()):
+    for index, row in enumerate(_row_group(file, span, there or None)):
         yield f"#{first + index}", row
+
+
+def _row_group(file: Any, span: Span, columns: list[str] | None) -> list[Row]:
+    """The rows of a group. Raises UserError if its pages are damaged, or its text is no UTF-8."""
+    import pyarrow
+
+    where = f"{span.path}, row group {span.start},"
+    try:
+        return file.read_row_group(span.start, columns=columns).to_pylist()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} has text that is not valid UTF-8 ({error}): write the file again") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{where} cannot be read ({error}): make or copy the file again") from error
 
 
 def _tfds(path: str) -> Any:
