@@ -77,6 +77,10 @@ class Distillation(Objective):
         """The objective's."""
         return self.objective.scored(batch)
 
+    def weighed(self, batch: Batch) -> Batch:
+        """The objective's."""
+        return self.objective.weighed(batch)
+
     def loss(
         self, spec: ModelSpec, params: Params, batch: Batch, *, key: jax.Array | None = None, remat: Remat = "none"
     ) -> LossSums:

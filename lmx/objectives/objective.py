@@ -97,6 +97,14 @@ class Objective(abc.ABC):
           UserError: rows of ``length`` have no room for one example.
         """
 
+    def weighed(self, batch: Batch) -> Batch:
+        """A step's whole batch with the weights of what is asked beside its targets, float32, where anything is.
+
+        A mean over anything but the targets needs its own count, and that of the whole batch: a microbatch does not
+        have it, so the weights are found before the batch is cut. A batch that has them is given back.
+        """
+        return batch
+
     @abc.abstractmethod
     def loss(
         self, spec: ModelSpec, params: Params, batch: Batch, *, key: jax.Array | None = None, remat: Remat = "none"
@@ -169,6 +177,7 @@ class TokenPrediction(Objective):
     ) -> LossSums:
         """The same with other ``losses`` of the targets."""
         one, two, three = (None,) * 3 if key is None else jax.random.split(key, 3)
+        batch = self.weighed(batch)
         inputs, source = self.reading(spec, batch)
         score: Score = functools.partial(self.score, losses, spec, three)
         run = functools.partial(score_layers, spec, params, inputs, batch, score, whole_rows=self.whole_rows)

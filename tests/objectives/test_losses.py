@@ -10,6 +10,7 @@ import pytest
 
 from lmx.data.layout import Piece
 from lmx.errors import UserError
+from lmx.experiment import Experiment, TrainConfig
 from lmx.models.config import ModelConfig
 from lmx.models.families.bert import Bert
 from lmx.models.families.deepseek_v3 import DeepseekV3
@@ -18,6 +19,7 @@ from lmx.models.families.gpt2 import Gpt2
 from lmx.models.families.llama import Llama
 from lmx.models.families.t5 import T5
 from lmx.models.model import Inputs, apply, encode, init_params, logits
+from lmx.models.schedules import PipelineConfig
 from lmx.nn.router import SigmoidRouter
 from lmx.objectives.denoising import PrefixLm, SpanCorruption
 from lmx.objectives.fill_in_the_middle import FillInTheMiddle
@@ -26,9 +28,14 @@ from lmx.objectives.next_token import NextToken
 from lmx.objectives.objective import Objective
 from lmx.objectives.random_rows import random_layout, random_rows
 from lmx.objectives.seq_to_seq import SeqToSeq
+from lmx.sharding.mesh import MeshConfig, build_mesh
+from lmx.sharding.rules import Sharding, use_sharding
+from lmx.train.step import BATCH, gradients
 
 VOCAB, LENGTH = 150, 48
 BERT = Bert(vocab=VOCAB, context=LENGTH, layers=1, width=16, heads=2, hidden=32, task="pretraining")
+ONE = MeshConfig(data=1)
+PAIRS = replace(BERT, layers=2)
 SIZES: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 1, "heads": 2, "head_dim": 8, "hidden": 32}
 ENCODER_DECODER = T5(vocab=VOCAB, context=LENGTH, width=16, **SIZES)
 GPT2 = Gpt2(vocab=VOCAB, context=LENGTH, layers=1, width=16, heads=2)
@@ -155,6 +162,39 @@ def test_the_next_sentence_question_is_cross_entropy_over_the_pairs() -> None:
     assert float(sums.aux["pairs"]["weight"]) == count
     assert float(sums.aux["pairs"]["nll"]) == pytest.approx(nll, rel=1e-5)
     assert float(sums.total - sums.nll) / float(sums.weight) == pytest.approx(nll / count, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def pairs_at_once() -> tuple[Any, Any, Any]:
+    """Parameters, rows with different numbers of pairs, and the gradients of the whole batch."""
+    params = init_params(PAIRS.spec(), jax.random.key(0))
+    rows = arrays(random_rows(Nsp(), PAIRS.spec(), 8, LENGTH, (3,)))
+    counts = (rows["answers"] > 0).sum(1)
+    assert len(set(counts.tolist())) > 1
+    return params, rows, pair_gradients(params, rows)
+
+
+def pair_gradients(params: Any, rows: Any, mesh: MeshConfig = ONE, accumulate: int = 1) -> Any:
+    train = TrainConfig(batch=8, length=LENGTH, accumulate=accumulate, remat="none")
+    experiment = Experiment(model=PAIRS, objective=Nsp(), train=train, pipeline=PipelineConfig("1f1b", 2))
+    devices = jax.devices()[: mesh.data * mesh.stage]
+    sharding = Sharding(build_mesh(mesh, devices), experiment.rules)
+    with use_sharding(sharding):
+        placed = jax.device_put(rows, sharding.named(BATCH))
+        return jax.device_get(jax.jit(lambda p, b: gradients(experiment, p, b, None)[0])(params, placed))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "accumulate"),
+    [(ONE, 2), (ONE, 4), (MeshConfig(data=2, stage=2), 1)],
+    ids=["2 microbatches", "4 microbatches", "a pipeline"],
+)
+def test_the_question_about_pairs_is_a_mean_over_the_whole_batch(
+    mesh: MeshConfig, accumulate: int, pairs_at_once: tuple[Any, Any, Any]
+) -> None:
+    params, rows, whole = pairs_at_once
+    for ours, one in zip(*map(jax.tree.leaves, (pair_gradients(params, rows, mesh, accumulate), whole)), strict=True):
+        np.testing.assert_allclose(ours, one, atol=1e-5 * max(float(np.abs(one).max()), 1.0), rtol=0)
 
 
 @pytest.mark.parametrize("model", [LLAMA, DEEPSEEK], ids=["keys of all heads", "a latent"])
