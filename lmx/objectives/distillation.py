@@ -17,7 +17,7 @@ from lmx.models.schedules import schedule, stages
 from lmx.models.specs import ModelSpec, Remat
 from lmx.nn.module import Params
 from lmx.objectives.next_token import NextToken
-from lmx.objectives.objective import Batch, Frozen, Objective, TokenPrediction
+from lmx.objectives.objective import Batch, Frozen, Objective, TokenPrediction, target_segments
 from lmx.objectives.vocabulary import Vocabulary
 
 TEACHER = "teacher"
@@ -39,7 +39,7 @@ class Distillation(Objective):
     """Only so many of the teacher's likeliest tokens count; 0 for all of them."""
     states: float = 0.0
     """Weight of how far the states that logits are made of point away from the teacher's: 1 - cosine where they are as
-    wide (Sanh et al. 2019), else by the likenesses among a row's states (Tung and Mori 2019)."""
+    wide (Sanh et al. 2019), else by the likenesses among a document's states (Tung and Mori 2019)."""
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
@@ -105,38 +105,41 @@ class Distillation(Objective):
             raise UserError("pipeline.schedule 1f1b has no place for a teacher; use gpipe or circular to distil")
         hidden = jax.lax.stop_gradient(self.objective.states(teacher.spec, teacher.params, batch))
         theirs = readout(teacher.spec, teacher.params, hidden)
-        losses = functools.partial(self._losses, theirs)
+        losses = functools.partial(self._losses, theirs, target_segments(batch))
         return self.objective.token_loss(losses, spec, params, batch, key=key, remat=remat)
 
-    def _losses(self, theirs: Readout, ours: Readout, targets: jax.Array, weights: jax.Array) -> LossSums:
+    def _losses(
+        self, theirs: Readout, segments: jax.Array, ours: Readout, targets: jax.Array, weights: jax.Array
+    ) -> LossSums:
         inner = self.objective
         how = Softening(self.share, self.temperature, self.top, inner.z_loss, inner.label_smoothing)
         sums = distillation_loss(ours, theirs, targets, weights, how)
         if not self.states:
             return sums
-        apart = states_apart(ours.hidden, theirs.hidden, weights)
+        apart = states_apart(ours.hidden, theirs.hidden, segments)
         told = {"metrics": {**sums.aux["metrics"], "states_apart": jax.lax.stop_gradient(apart)}}
         return replace(sums, total=sums.total + self.states * apart, aux=told)
 
 
-def states_apart(ours: jax.Array, theirs: jax.Array, weights: jax.Array) -> jax.Array:
-    """How far a student's hidden states point away from a teacher's, summed over the targets by weight.
+def states_apart(ours: jax.Array, theirs: jax.Array, segments: jax.Array) -> jax.Array:
+    """How far a student's hidden states point away from a teacher's, summed over the targets.
 
     Of states that are as wide, ``1 - cosine`` of each pair (Sanh et al. 2019, 3). Else, at each target, the mean square
-    of the differences between its cosines with the row's targets in the one model and in the other (Tung and Mori 2019,
-    3.1, with states for the samples of a batch): 0 where both see the same likenesses.
+    of the differences between its cosines with the targets of its segment in the one model and in the other (Tung and
+    Mori 2019, 3.1, with states for the samples of a batch): 0 where both see the same likenesses.
 
     Args:
       ours, theirs: [batch, targets, embed], of any two widths.
-      weights: float32 [batch, targets].
+      segments: int32 [batch, targets], 0 where there is no target.
     """
     ours, theirs = (_unit(a.astype(jnp.float32)) for a in (ours, theirs))
+    real = (segments > 0).astype(jnp.float32)
     if ours.shape[-1] == theirs.shape[-1]:
-        return (weights * (1 - (ours * theirs).sum(-1))).sum()
+        return (real * (1 - (ours * theirs).sum(-1))).sum()
     like, wanted = (jnp.einsum("bld,bmd->blm", a, a) for a in (ours, theirs))
-    count = jnp.maximum(weights.sum(-1), 1)
-    squares = (weights[:, None] * jnp.square(like - wanted)).sum(-1) / count[:, None]
-    return (weights * squares).sum()
+    together = real[:, None] * (segments[:, :, None] == segments[:, None])
+    count = jnp.maximum(together.sum(-1), 1)
+    return ((together * jnp.square(like - wanted)).sum(-1) / count).sum()
 
 
 def _unit(a: jax.Array) -> jax.Array:

@@ -123,12 +123,14 @@ class Objective(abc.ABC):
         return self.loss_with(models)(spec, params, batch, remat="full"), {}
 
     def scored(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """The tokens that are predicted, int32 [batch, targets], and float32 weights, 0 where there is nothing.
+        """The tokens that are predicted, int32 [batch, targets], and float32 weights, 0 where there is nothing."""
+        return batch["targets"], (target_segments(batch) > 0).astype(jnp.float32)
 
-        The layout's ``targets``, in the segments ``target_segments`` where it has them, else ``segment_ids``.
-        """
-        segments = batch.get("target_segments", batch["segment_ids"])
-        return batch["targets"], (segments > 0).astype(jnp.float32)
+
+def target_segments(batch: Batch) -> jax.Array:
+    """The segment of each of the layout's ``targets``, int32 [batch, targets], 0 where there is nothing:
+    ``target_segments`` where it has them, else ``segment_ids``."""
+    return batch.get("target_segments", batch["segment_ids"])
 
 
 class Reading(NamedTuple):

@@ -21,7 +21,7 @@ from lmx.experiment import EvalConfig, Experiment, RunDir, TrainConfig
 from lmx.models.families.bert import Bert
 from lmx.models.families.llama import Llama
 from lmx.models.families.t5 import T5
-from lmx.models.model import init_params, param_axes
+from lmx.models.model import init_params
 from lmx.models.schedules import PipelineConfig
 from lmx.objectives.distillation import Distillation, states_apart
 from lmx.objectives.masked_lm import MaskedLm
@@ -154,18 +154,16 @@ def test_eight_devices_equal_one() -> None:
 def test_states_apart_is_the_formula() -> None:
     rng = np.random.default_rng(0)
     ours, theirs = rng.normal(size=(2, 5, 4)), rng.normal(size=(2, 5, 6))
-    weights = np.array([[1, 1, 0, 1, 0], [1, 1, 1, 1, 1]], np.float64)
+    segments = np.array([[1, 1, 0, 1, 2], [1, 1, 2, 2, 2]])
     unit = lambda a: a / np.linalg.norm(a, axis=-1, keepdims=True)  # noqa: E731
     total = 0.0
-    for a, b, w in zip(unit(ours), unit(theirs), weights, strict=True):
-        real = np.flatnonzero(w)
-        total += sum(np.mean([(a[i] @ a[j] - b[i] @ b[j]) ** 2 for j in real]) for i in real)
-    np.testing.assert_allclose(states_apart(jnp.array(ours), jnp.array(theirs), jnp.array(weights)), total, rtol=1e-5)
-    alike = (weights * (1 - (unit(ours) * unit(theirs[..., :4])).sum(-1))).sum()
-    np.testing.assert_allclose(
-        states_apart(jnp.array(ours), jnp.array(theirs[..., :4]), jnp.array(weights)), alike, rtol=1e-5
-    )
-    assert param_axes(STUDENT.spec())
+    for a, b, own in zip(unit(ours), unit(theirs), segments, strict=True):
+        for i in np.flatnonzero(own):
+            total += np.mean([(a[i] @ a[j] - b[i] @ b[j]) ** 2 for j in np.flatnonzero(own == own[i])])
+    arrays = jnp.array(ours), jnp.array(theirs), jnp.array(segments)
+    np.testing.assert_allclose(states_apart(*arrays), total, rtol=1e-5)
+    alike = ((segments > 0) * (1 - (unit(ours) * unit(theirs[..., :4])).sum(-1))).sum()
+    np.testing.assert_allclose(states_apart(arrays[0], arrays[1][..., :4], arrays[2]), alike, rtol=1e-5)
 
 
 WRONG = {
