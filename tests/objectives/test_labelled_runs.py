@@ -212,6 +212,29 @@ def test_a_run_learns_a_chat_and_answers_in_it(tmp_path: Path) -> None:
     assert model.prompts.texts.token_id("<|im_end|>") in model.defaults.stops
 
 
+def test_chats_that_are_cut_before_what_is_learned_are_counted_and_refused(tmp_path: Path) -> None:
+    """Every second one has a short turn first; the rest of all takes more than a row."""
+    yes = {"role": "assistant", "content": "yes"}
+    short = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no"}]
+    chats = [[*(short if i % 2 else []), {"role": "user", "content": f"{i} " + "word " * 40}, yes] for i in range(24)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in chats))
+    source = Chats(files=(str(tmp_path / "chats.jsonl"),), template="chatml")
+    prepared = prepare(DataConfig(sources=(source,), tokenizer=TrainedBpe(300), held_out=0.2), progress=False)
+    every, last, dropped = (
+        experiment(DataConfig(), objective, LLAMA, train=TrainConfig(length=48)).layout(prepared.tokenizer)
+        for objective in (ChatSft(), ChatSft(turns="last"), ChatSft(longer="drop"))
+    )
+    found = prepared.stats(every)["sources"]["chats"]
+    assert (found["untaught"], found["truncated"]) == (12, 12)
+    assert "12 of 24 are left out: truncated to a row, they hold nothing to learn" in prepared.notes(every)[1]
+    rows = train_rows(prepared, length=every, seed=0)
+    assert all((rows[i]["target_segments"] > 0).any() for i in range(len(prepared.plan(0, "train", every))))
+    with pytest.raises(UserError, match=r"all \d+ training examples of the source chats hold nothing to learn"):
+        train_rows(prepared, length=last, seed=0)
+    with pytest.raises(UserError, match=r"all \d+ held-out examples .* take more than the 48 .* raise train\.length"):
+        held_out_rows(prepared, length=dropped)
+
+
 def test_a_mesh_gives_the_same_numbers(data: DataConfig) -> None:
     wanted = experiment(data, Classification(), BERT)
     check_mesh(wanted, [MeshConfig(data=2, sequence=2, tensor=2)], 1).verify()
