@@ -1,6 +1,7 @@
 """Each transform against a slow, plain one written from its paper; the drawn numbers are the same, the code is not."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,16 @@ from lmx.data.layout import Piece
 from lmx.models.families.bert import Bert
 from lmx.models.families.gpt2 import Gpt2
 from lmx.models.families.t5 import T5
-from lmx.objectives.denoising import Denoisers, PrefixLm, SpanCorruption, SpanDenoiser, partition, sentinel
+from lmx.objectives.denoising import (
+    UL2,
+    Denoisers,
+    PrefixDenoiser,
+    PrefixLm,
+    SpanCorruption,
+    SpanDenoiser,
+    partition,
+    sentinel,
+)
 from lmx.objectives.fill_in_the_middle import FillInTheMiddle
 from lmx.objectives.masked_lm import MaskedLm, Nsp
 from lmx.objectives.masking import Chosen, Masking, Replacing, Spans, WholeWords
@@ -229,6 +239,33 @@ def test_packed_sources_and_targets_give_the_text_back(objective: Objective, see
         assert source[-1] == target[-1] == 0
         assert restored(source[:-1], target[:-1], vocabulary(objective)) == text
     assert row["segment_ids"].max() == row["target_segments"].max() == segment
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
+def test_a_text_is_cut_where_the_mean_share_of_targets_is_right(share: float) -> None:
+    denoiser, text, rng = PrefixDenoiser(share=share), np.arange(40), np.random.default_rng(0)
+    found = [denoiser.corrupted(text, text, rng) for _ in range(4000)]
+    assert all([*source, *target] == text.tolist() for source, target in found)
+    counts = Counter(len(target) for _, target in found)
+    assert sum(size * times for size, times in counts.items()) / 4000 == pytest.approx(40 * share, abs=0.6)
+    assert [(40 - size, size) for size in (min(counts), max(counts))] == denoiser.sizes(40)
+    assert max(counts.values()) < 2 * min(counts.values())
+
+
+def test_a_mixture_is_drawn_by_weight_and_tells_which_it_was() -> None:
+    """UL2's table: mean span and corrupted share by mode token; the suffix of a text is one span of a quarter of it."""
+    spans = [(d.token, d.span, d.density) for d in UL2 if isinstance(d, SpanDenoiser)]
+    assert spans[:2] == [("[NLU]", 3, 0.15), ("[NLU]", 8, 0.15)]
+    assert spans[2:] == [("[NLG]", 3, 0.5), ("[NLG]", 8, 0.5), ("[NLG]", 64, 0.15), ("[NLG]", 64, 0.5)]
+    objective = Denoisers(denoisers=(replace(UL2[0], weight=3.0), UL2[-1]), sentinels=100)
+    vocab = vocabulary(objective)
+    maker, text, rng = objective.maker(vocab), np.arange(120, 240, dtype=np.int32), np.random.default_rng(0)
+    found = [maker.pair(piece(text), rng) for _ in range(2000)]
+    modes = Counter(int(pair[0][0]) for pair in found if pair)
+    assert modes.keys() == {vocab.special["[NLU]"], vocab.special["[S2S]"]}
+    assert modes[vocab.special["[NLU]"]] / 2000 == pytest.approx(0.75, abs=0.03)
+    suffixes = [len(target) - 1 for source, target in filter(None, found) if source[0] == vocab.special["[S2S]"]]
+    assert np.mean(suffixes) / 120 == pytest.approx(0.25, abs=0.02)
 
 
 def restored(source: list[int], target: list[int], vocab: Vocabulary) -> list[int]:
