@@ -19,7 +19,8 @@ class ChatSft(NextToken):
     """Cross-entropy of the assistant's words in conversations that the tokenizer's chat template writes out."""
 
     turns: Turns = "all"
-    """Which of the assistant's turns are learned: all of them, or the last of each conversation."""
+    """Which of the assistant's turns are learned: all of them, or the last of each conversation; either way without
+    those that have "train": false or "weight": 0 in the data."""
     longer: Literal["truncate", "drop"] = "truncate"
     """What becomes of conversations that take more than a row: their ends are cut, and those that then hold nothing to
     learn are left out; or all of them are left out. Either is counted."""
