@@ -58,10 +58,7 @@ class Distillation(Objective):
 
     def check(self, model: ModelConfig, length: int) -> None:
         """What fits the objective fits."""
-        if not 0 <= self.share <= 1:
-            raise UserError(f"objective.share is {self.share}, expected a share from 0 to 1")
-        if not self.temperature > 0:
-            raise UserError(f"objective.temperature is {self.temperature}, expected a number above 0")
+        check_softening(self.share, self.temperature)
         if not 0 <= self.top <= model.vocab or self.states < 0:
             raise UserError(
                 f"objective.top is {self.top} and objective.states {self.states}, expected 0 (all) to model.vocab "
@@ -119,6 +116,14 @@ class Distillation(Objective):
         apart = states_apart(ours.hidden, theirs.hidden, segments)
         told = {"metrics": {**sums.aux["metrics"], "states_apart": jax.lax.stop_gradient(apart)}}
         return replace(sums, total=sums.total + self.states * apart, aux=told)
+
+
+def check_softening(share: float, temperature: float) -> None:
+    """Raises UserError for an objective's numbers that are none."""
+    if not 0 <= share <= 1:
+        raise UserError(f"objective.share is {share}, expected a share from 0 to 1")
+    if not temperature > 0:
+        raise UserError(f"objective.temperature is {temperature}, expected a number above 0")
 
 
 def states_apart(ours: jax.Array, theirs: jax.Array, segments: jax.Array) -> jax.Array:

@@ -15,6 +15,8 @@ import lmx
 from lmx.checkpoint.checkpointer import load_subtree
 from lmx.checkpoint.config import CheckpointConfig
 from lmx.data.config import DataConfig
+from lmx.data.prepare import prepare
+from lmx.decode.frozen import load_frozen
 from lmx.errors import Interrupted, UserError
 from lmx.eval.perplexity import evaluate
 from lmx.experiment import EvalConfig, Experiment, RunDir, TrainConfig
@@ -23,6 +25,9 @@ from lmx.models.families.llama import Llama
 from lmx.models.families.t5 import T5
 from lmx.models.model import init_params
 from lmx.models.schedules import PipelineConfig
+from lmx.objectives.class_distillation import ClassDistillation
+from lmx.objectives.classification import Classification
+from lmx.objectives.denoising import PrefixLm
 from lmx.objectives.distillation import Distillation, states_apart
 from lmx.objectives.masked_lm import MaskedLm
 from lmx.objectives.objective import Frozen
@@ -127,6 +132,28 @@ def test_the_two_parts_add_up(objective: Any, model: Any) -> None:
     np.testing.assert_allclose(same.total, 0, atol=1e-2)
 
 
+def test_classes_are_learned_from_a_teachers_probabilities() -> None:
+    model = replace(STUDENT, layers=1, task="sequence_classification", classes=3)
+    spec, wide = model.spec(), replace(model, width=32).spec()
+    # Larger than they start: there the scores are all alike.
+    own, other = (jax.tree.map(lambda a: 9 * a, init_params(s, jax.random.key(i))) for i, s in enumerate((spec, wide)))
+    batch = {k: jnp.asarray(v) for k, v in random_rows(Classification(), spec, 2, 32, (0, 0)).items()}
+    objective = ClassDistillation(share=0.25, temperature=3.0)
+    sums = jax.jit(lambda p, q: objective.loss_with({"teacher": Frozen(wide, q)})(spec, p, batch))(own, other)
+    alone = jax.jit(lambda p: objective.evaluated.loss(spec, p, batch))(own)
+    ours, theirs = (
+        np.asarray(objective.scores(s, p, batch), np.float64)[np.asarray(batch["labels"]) > 0] / 3
+        for s, p in ((spec, own), (wide, other))
+    )
+    ours, theirs = (a - np.log(np.exp(a).sum(-1, keepdims=True)) for a in (ours, theirs))
+    apart = (np.exp(theirs) * (theirs - ours)).sum()
+    assert apart > 0.01
+    np.testing.assert_allclose(sums.aux["metrics"]["teacher_kl"], apart, rtol=1e-3)
+    np.testing.assert_allclose(sums.total, 0.75 * alone.total + 0.25 * 9 * apart, rtol=1e-4)
+    np.testing.assert_allclose(sums.nll, alone.nll, rtol=1e-5)
+    assert (sums.weight, sums.correct) == (alone.weight, alone.correct)
+
+
 def test_eight_devices_equal_one() -> None:
     experiment = Experiment(
         model=STUDENT, objective=Distillation(top=20, states=0.1), train=TrainConfig(batch=8, length=32, accumulate=2)
@@ -186,7 +213,12 @@ def test_what_does_not_fit_is_one_sentence(said: str, student: Experiment, tmp_p
         train(replace(student, **WRONG[said]), tmp_path / "run")
 
 
-def test_a_teacher_of_other_tokens_is_refused(student: Experiment, teacher: Path, tmp_path: Path) -> None:
+def test_a_teacher_of_other_tokens_or_rows_is_refused(student: Experiment, teacher: Path, tmp_path: Path) -> None:
     data = replace(student.data, held_out=0.3)  # the BPE is trained on other documents
     with pytest.raises(UserError, match="another tokenizer"):
         train(replace(student, data=data), tmp_path / "run")
+    prepared = prepare(student.data, progress=False)
+    model = T5(vocab=320, context=64, width=16, encoder_layers=1, decoder_layers=1, heads=2, head_dim=8, hidden=32)
+    other = replace(student, model=model, objective=Distillation(PrefixLm(), teacher=str(teacher)))
+    with pytest.raises(UserError, match="is a llama, whose rows are others than those of a t5"):
+        load_frozen(other, Sharding(build_mesh(MeshConfig(data=1), jax.devices()[:1]), Rules()), prepared)

@@ -11,11 +11,12 @@ import pytest
 
 import lmx
 from lmx.checkpoint.graft import graft
-from lmx.data.config import Chats, DataConfig, LabelledTexts, TextPairs, TrainedBpe
+from lmx.data.config import Chats, DataConfig, LabelledTexts, TextPairs, TokenizerFile, TrainedBpe
 from lmx.data.prepare import prepare
 from lmx.data.rows import held_out_rows, train_rows
 from lmx.decode.classified import classified
 from lmx.decode.convert import convert
+from lmx.decode.frozen import load_frozen
 from lmx.errors import UserError
 from lmx.experiment import EvalConfig, Experiment, TrainConfig
 from lmx.models.config_map import Task
@@ -24,6 +25,7 @@ from lmx.models.families.llama import Llama
 from lmx.models.families.modernbert import ModernBert
 from lmx.models.model import init_params, param_shapes
 from lmx.objectives.chat import ChatSft
+from lmx.objectives.class_distillation import ClassDistillation
 from lmx.objectives.classification import Classification
 from lmx.objectives.objective import Objective
 from lmx.objectives.seq_to_seq import SeqToSeq
@@ -138,6 +140,23 @@ def test_a_run_names_its_classes(run: tuple[Path, dict[str, Any]], tmp_path: Pat
     assert content["id2label"] == {"0": "blue", "1": "green", "2": "red"}
     assert content["problem_type"] == "single_label_classification"
     assert lmx.load(tmp_path / "hf").classify([text])[0].label == found.label
+
+
+def test_a_teacher_tells_the_same_classes(run: tuple[Path, dict[str, Any]], data: DataConfig) -> None:
+    objective = ClassDistillation(teacher=str(run[0]))
+    wanted = experiment(data, objective, replace(BERT, width=32, heads=4))
+    wanted.check()
+    sharding = Sharding(build_mesh(MeshConfig(data=1), jax.devices()[:1]), wanted.rules)
+    prepared = prepare(data, progress=False)
+    frozen = load_frozen(wanted, sharding, prepared)
+    assert frozen["teacher"].spec == BERT.spec()
+    tokenizer = TokenizerFile(str(run[0] / "tokenizer"))
+    source = replace(data.sources[0], classes=("red", "green", "blue"))  # type: ignore[call-arg]
+    other = prepare(replace(data, sources=(source,), tokenizer=tokenizer), progress=False)
+    with pytest.raises(UserError, match=r"tells 3 classes \(blue, green, red\), .* has 3 \(red, green, blue\)"):
+        load_frozen(wanted, sharding, other)
+    with pytest.raises(UserError, match="both must have the same"):
+        load_frozen(replace(wanted, model=replace(BERT, classes=4)), sharding, prepared)
 
 
 def test_several_classes_may_hold() -> None:
