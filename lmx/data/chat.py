@@ -29,6 +29,8 @@ CHATML = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '
 """A simple template, for tokenizers that bring none."""
 Message = Mapping[str, Any]
 """``{"role": "user", "content": "..."}``, and whatever else the template reads."""
+FLAGS = ("train", "weight")
+"""What a message of the assistant may have to say whether it is learned: true or false, 1 or 0."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,27 @@ def check_messages(messages: Any) -> None:
     is_list = isinstance(messages, Sequence) and not isinstance(messages, str)
     if not is_list or not messages or not all(isinstance(m, Mapping) and "role" in m for m in messages):
         raise UserError('messages must be a list such as [{"role": "user", "content": "Hello"}], and not empty')
+
+
+def is_learned(message: Message) -> bool:
+    """Whether a message is to be learned: all of the assistant's are, but those that have ``"train": false`` or
+    ``"weight": 0``.
+
+    Raises:
+      UserError: it has another value, both that differ, or is of another role and should be.
+    """
+    given = {name: message[name] for name in FLAGS if message.get(name) is not None}
+    if any(value not in (0, 1) for value in given.values()) or len(set(given.values())) > 1:
+        raise UserError(
+            f'a message has {json.dumps(given)}, expected "train" true or false, or "weight" 1 or 0, and both alike'
+        )
+    own = message["role"] == "assistant"
+    if any(given.values()) and not own:
+        raise UserError(
+            f"a message of the role {message['role']!r} has {json.dumps(given)}, but only the assistant's are learned: "
+            "remove it"
+        )
+    return own and all(given.values())
 
 
 def plain(value: Any) -> Any:

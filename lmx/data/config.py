@@ -166,7 +166,8 @@ class Chats(Examples):
     """Conversations, for ChatSft."""
 
     messages_column: str = "messages"
-    """The column with the messages: a list of {"role": ..., "content": ...}."""
+    """The column with the messages: a list of {"role": ..., "content": ...}; one of the assistant's that has
+    "train": false or "weight": 0 is not learned."""
     template: str = ""
     """The chat template: "" is the tokenizer's own, "chatml" one that is built in (a trained tokenizer reserves its
     <|im_start|> and <|im_end|>), else the path of a Jinja file."""

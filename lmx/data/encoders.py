@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from lmx.data import cache
-from lmx.data.chat import CHATML, ChatTemplate, find_template
+from lmx.data.chat import CHATML, FLAGS, ChatTemplate, Message, find_template, is_learned
 from lmx.data.config import CHATML as CHATML_NAME
 from lmx.data.config import Chats, PreferredChats, Source, StdlibChats, Tokenizer, TokenizerFile
 from lmx.data.documents import Documents
@@ -115,10 +115,15 @@ class AnswerEncoder(Encoder):
 @dataclass(frozen=True)
 class ChatEncoder(Encoder):
     """The whole conversation. Labels, one for each token: the number of the model's turn that it belongs to, from 1, or
-    0."""
+    0, also in turns that are not to be learned."""
 
     template: str
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The flags that are minded are a part of it."""
+        return cache.key(super().key, FLAGS)
 
     def encode(self, contents: Sequence[Content], tokenizer: TextTokenizer) -> Iterator[Streams]:
         """See the class."""
@@ -126,13 +131,13 @@ class ChatEncoder(Encoder):
         rendered = []
         for place, content in contents:
             try:
-                rendered.append(template.turns(content["messages"]))
+                rendered.append(_turns(template, content["messages"]))
             except UserError as error:
                 raise UserError(f"{place}: {error}") from error
         found = tokenizer.encode_spans([text for text, _ in rendered], special=True)
         for (place, _), (_, turns), spanned in zip(contents, rendered, found, strict=True):
             labels = [0] * len(spanned.ids)
-            for number, turn in enumerate(turns, start=1):
+            for number, turn in turns.items():
                 first, last = covering(spanned, *turn) or (0, -1)
                 labels[first : last + 1] = [number] * (last + 1 - first)
             if not any(labels):
@@ -140,6 +145,20 @@ class ChatEncoder(Encoder):
                     f"{place}: the chat template writes no words of the assistant: there is nothing to learn"
                 )
             yield Streams(spanned.ids, (), labels)
+
+
+def _turns(template: ChatTemplate, messages: Sequence[Message]) -> tuple[str, dict[int, tuple[int, int]]]:
+    """The text of a conversation, and the characters of the turns that are learned, by number from 1."""
+    learned = [is_learned(message) for message in messages if message["role"] == "assistant"]
+    text, turns = template.turns([{k: v for k, v in message.items() if k not in FLAGS} for message in messages])
+    if all(learned):
+        return text, dict(enumerate(turns, start=1))
+    if len(turns) != len(learned):
+        raise UserError(
+            f"the chat template marks {len(turns)} turns of {len(learned)} messages of the assistant, so those that "
+            "are not to be learned cannot be told apart: mark each message in it with {% generation %}"
+        )
+    return text, {number: turn for number, turn in enumerate(turns, start=1) if learned[number - 1]}
 
 
 @dataclass(frozen=True)

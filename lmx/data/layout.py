@@ -15,6 +15,8 @@ import numpy as np
 from lmx.errors import UserError
 
 Row = dict[str, np.ndarray]
+Labels = Callable[[int], np.ndarray]
+"""(the number of an example) -> its labels [any]."""
 KEYS = ("tokens", "targets", "segment_ids", "positions")
 
 
@@ -87,6 +89,11 @@ class Layout(abc.ABC):
     def invented_labels(self, rng: np.random.Generator, count: int) -> np.ndarray | None:
         """Random labels of an example of ``count`` tokens, for checks; None where examples have none."""
         return None
+
+    def taught(self, examples: np.ndarray, labels: Labels) -> np.ndarray:
+        """Of examples that are truncated to a row, int [any] numbers: whether there is something left to learn of each,
+        bool [any]."""
+        return np.ones(len(examples), bool)
 
     @functools.cached_property
     def rooms(self) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from lmx.data import cache
-from lmx.data.layout import Layout, Whole
+from lmx.data.layout import Labels, Layout, Whole
 from lmx.errors import UserError
 
 WINDOW = 65_536  # documents packed together: fill 0.9999, and memory that does not grow with the corpus
@@ -31,7 +31,8 @@ class Plan:
       pieces: :data:`PIECE` ``[pieces]``, those of a row together.
       offsets: int64 ``[rows + 1]``, where each row's pieces begin.
       cut: documents that lie in more than one row; of examples, those that are truncated to fit one, or split.
-      dropped: documents that are left out.
+      dropped: documents that are left out, because they take more than a row.
+      untaught: examples that are left out, because nothing is left to learn of them once they are truncated.
       filled: positions that examples take; -1 of texts, which take as many as there are predictions.
     """
 
@@ -40,6 +41,7 @@ class Plan:
     offsets: np.ndarray
     cut: int
     dropped: int = 0
+    untaught: int = 0
     filled: int = -1
 
     def __len__(self) -> int:
@@ -64,6 +66,7 @@ def make_plan(
     packing: Packing,
     directory: Path,
     targets: np.ndarray | None = None,
+    labels: Labels = lambda document: np.zeros(0, np.int32),
 ) -> Plan:
     """Plans rows of ``layout`` and writes them to ``directory``, or opens what is there.
 
@@ -75,6 +78,7 @@ def make_plan(
         every row.
       directory: where the plan lives.
       targets: int ``[all documents]``, tokens in each example's target or second text, for a layout of examples.
+      labels: an example's labels, where it has some.
 
     Raises:
       UserError: ``split``, of a layout whose pieces take more of a row than their tokens.
@@ -89,7 +93,7 @@ def make_plan(
             if not directory.exists():
                 with cache.whole_dir(directory) as temporary:
                     if layout.whole is not None and targets is not None:
-                        _write(*_planned_whole(lengths, targets, documents, layout.length, layout.whole), temporary)
+                        _write(*_planned_whole(lengths, targets, documents, layout, layout.whole, labels), temporary)
                     else:
                         _write(_planned(lengths, documents, layout, packing), {}, temporary)
     meta = cache.read_json(directory / "meta.json")
@@ -99,16 +103,22 @@ def make_plan(
         _mapped(directory / "offsets.bin", np.dtype("<i8")),
         meta["cut"],
         meta.get("dropped", 0),
+        meta.get("untaught", 0),
         meta.get("filled", -1),
     )
 
 
 def _planned_whole(
-    lengths: np.ndarray, targets: np.ndarray, documents: np.ndarray, length: int, whole: Whole
+    lengths: np.ndarray, targets: np.ndarray, documents: np.ndarray, layout: Layout, whole: Whole, labels: Labels
 ) -> tuple[Iterator[tuple[np.ndarray, np.ndarray]], dict[str, int]]:
     """As :func:`_planned`, of examples that lie whole in one row; and how many are cut to fit one, or left out."""
     ours, theirs = (np.asarray(of[documents], np.int64) for of in (lengths, targets))
-    pieces, sizes, counts = windows_of(documents, ours, theirs, length, whole)
+    taught, length = np.ones(len(documents), bool), layout.length
+    if whole.longer == "truncate":
+        long = np.flatnonzero(whole.room(ours, theirs) > length)
+        taught[long] = layout.taught(documents[long], labels)
+    pieces, sizes, counts = windows_of(documents[taught], ours[taught], theirs[taught], length, whole)
+    counts["untaught"] = int((~taught).sum())
 
     def windows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         row = 0

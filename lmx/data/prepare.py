@@ -98,6 +98,7 @@ class Prepared:
                 config.packing,
                 self.root / "plans" / name,
                 None if chosen.targets is None else chosen.targets.lengths,
+                *([] if chosen.labels is None else [chosen.labels.values]),
             )
 
     def stats(self, length: Layout | int | None = None) -> dict[str, Any]:
@@ -106,8 +107,8 @@ class Prepared:
         Of each source: ``documents``, ``tokens``, ``bytes`` (of text) and ``dropped`` (blank or undecodable
         documents) in all, ``held_out_*`` of them held out, and with ``length``: ``rows``, ``held_out_rows``,
         ``truncated`` (examples that lose tokens; texts do not), ``cut`` (documents in several rows), ``left_out``
-        (examples that take more than a row) and ``padding`` (share of positions). ``classes`` are the names, where
-        there are such.
+        (examples that take more than a row), ``untaught`` (examples left out because nothing is left to learn of them
+        once they are truncated) and ``padding`` (share of positions). ``classes`` are the names, where there are such.
         """
         sources = {}
         for index, source in enumerate(self.sources):

@@ -94,6 +94,7 @@ def held_out_rows(prepared: Prepared, *, length: Layout | int) -> grain.MapDatas
     plans, layout = _plans(prepared, "held_out", length), _layout(length)
     ends = np.cumsum([len(plan) for plan in plans])
     if not ends[-1]:
+        _check_fits(prepared, plans, "held-out")
         raise UserError(
             f"held_out is {prepared.config.held_out} and there are no held-out documents: raise held_out, or give more "
             'documents (a text file becomes several with split="paragraphs")'
@@ -143,6 +144,7 @@ def _plans(prepared: Prepared, split: Split, length: Layout | int) -> list[Plan]
 
 
 def _references(prepared: Prepared, plans: Sequence[Plan], seed: int) -> Any:
+    _check_fits(prepared, plans, "training")
     for name, plan in zip(prepared.source_names, plans, strict=True):
         if not len(plan):
             raise UserError(f"the source {name} has no training documents: lower held_out or give more documents")
@@ -150,6 +152,21 @@ def _references(prepared: Prepared, plans: Sequence[Plan], seed: int) -> Any:
     if len(endless) == 1:
         return endless[0]
     return grain.MapDataset.mix(endless, [source.weight for source in prepared.sources])
+
+
+def _check_fits(prepared: Prepared, plans: Sequence[Plan], what: str) -> None:
+    """Raises UserError for a source all of whose examples are left out because of their length."""
+    for name, plan in zip(prepared.source_names, plans, strict=True):
+        if plan.dropped and not len(plan):
+            raise UserError(
+                f"all {plan.dropped} {what} examples of the source {name} take more than the {plan.length} positions "
+                "of a row, and are left out: raise train.length, or let objective.longer keep them"
+            )
+        if plan.untaught and not len(plan):
+            raise UserError(
+                f"all {plan.untaught} {what} examples of the source {name} hold nothing to learn once they are "
+                f"truncated to the {plan.length} positions of a row: raise train.length"
+            )
 
 
 def _endless(source: int, rows: int, seed: int, shuffle: bool) -> Any:

@@ -30,24 +30,28 @@ def counts(source: "PreparedSource") -> dict[str, Any]:
 
 def losses(source: "PreparedSource", layout: Layout, plans: Sequence[packing.Plan]) -> list[str]:
     """Sentences about the examples of a source that are not learned as they are."""
-    cut, dropped = (sum(getattr(plan, name) for plan in plans) for name in ("cut", "dropped"))
+    cut, dropped, untaught = (sum(getattr(plan, name) for plan in plans) for name in ("cut", "dropped", "untaught"))
     what = "split into several" if layout.whole and layout.whole.longer == "split" else "truncated"
     total = sum(len(source.chosen(split)) for split in ("train", "held_out"))
     told = [f"{count} of {total} are {became}" for count, became in ((cut, what), (dropped, "left out")) if count]
-    blank = [f"{source.documents.dropped} without content are left out"] if source.documents.dropped else []
-    longer = [f"of the examples of {source.name}, {' and '.join(told)}: longer than a row"] if told else []
-    return longer + [f"of the examples of {source.name}, {note}" for note in blank]
+    notes = [f"{' and '.join(told)}: longer than a row"] if told else []
+    if untaught:
+        notes.append(f"{untaught} of {total} are left out: truncated to a row, they hold nothing to learn")
+    if source.documents.dropped:
+        notes.append(f"{source.documents.dropped} without content are left out")
+    return [f"of the examples of {source.name}, {note}" for note in notes]
 
 
 def packed(train: packing.Plan, held_out: packing.Plan, layout: Layout | int) -> dict[str, Any]:
     """What the plans of a source come to in their layout."""
     truncates = isinstance(layout, Layout) and layout.whole is not None and layout.whole.longer == "truncate"
+    missing = {"left_out": train.dropped + held_out.dropped, "untaught": train.untaught + held_out.untaught}
     return {
         "rows": len(train),
         "held_out_rows": len(held_out),
         "truncated": train.cut + held_out.cut if truncates else 0,
         "cut": 0 if truncates else train.cut,
-        **({"left_out": train.dropped + held_out.dropped} if train.dropped + held_out.dropped else {}),
+        **{name: count for name, count in missing.items() if count},
         "padding": round(train.padding, 6),
     }
 

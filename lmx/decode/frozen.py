@@ -1,11 +1,13 @@
 """The models that a loss reads and no step changes: teachers, references."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from lmx.data.prepare import Prepared
 from lmx.decode.sources import Source, open_source, require_tokens
 from lmx.errors import UserError
 from lmx.experiment import Experiment
+from lmx.models.config_map import CLASSIFYING
 from lmx.objectives.objective import Frozen
 from lmx.sharding.rules import Sharding
 
@@ -49,3 +51,32 @@ def _check_fits(name: str, source: Source, experiment: Experiment, prepared: Pre
         )
     require_tokens(source, prepared.tokenizer, f"objective.{name}")
     experiment.objective.check(source.config, length)
+    _check_reads(name, source, experiment, prepared)
+    if source.config.task in CLASSIFYING:
+        _check_classes(name, source, experiment, prepared)
+
+
+def _check_reads(name: str, source: Source, experiment: Experiment, prepared: Prepared) -> None:
+    """Raises UserError for a model that asks more of a row than the trained one's rows have."""
+    own, other = (
+        set(replace(experiment, model=config).layout(prepared.tokenizer).empty())
+        for config in (experiment.model, source.config)
+    )
+    if other - own - {"types"}:  # which are 0 where a row has none
+        raise UserError(
+            f"objective.{name} {source.path} is a {source.config.family}, whose rows are others than those of a "
+            f"{experiment.model.family}: take one that is a decoder, an encoder or an encoder-decoder as the model is"
+        )
+
+
+def _check_classes(name: str, source: Source, experiment: Experiment, prepared: Prepared) -> None:
+    """Raises UserError for a classifier of other classes than the data's."""
+    ours, count = prepared.classes, source.config.classes
+    unnamed = tuple(f"LABEL_{i}" for i in range(count))
+    if count != experiment.model.classes or source.classes not in ((), unnamed, ours):
+        theirs = f" ({', '.join(source.classes[:6])})" if source.classes else ""
+        raise UserError(
+            f"objective.{name} {source.path} tells {count} classes{theirs}, and the data has {len(ours)} "
+            f"({', '.join(ours[:6])}): both must have the same, in the same order; data.sources.0.classes sets the "
+            "data's"
+        )

@@ -67,14 +67,14 @@ def _chunk_sums(shape: Any, rows: Any, other: Weights, hidden: jax.Array, own: W
     target = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
     nll, mean = lse - target, scores[..., : student.vocab].mean(-1)
     hard = nll + how.label_smoothing * (target - mean) + how.z_loss * jnp.square(lse)
-    divergence = _divergence(scores / how.temperature, theirs / how.temperature, how.top)
-    loss = (1 - how.share) * hard + how.share * how.temperature**2 * divergence
+    apart = divergence(scores / how.temperature, theirs / how.temperature, how.top)
+    loss = (1 - how.share) * hard + how.share * how.temperature**2 * apart
     correct = (scores.argmax(-1) == targets).astype(jnp.float32)
-    total, *rest = ((weights * x).sum() for x in (loss, nll, jnp.ones_like(nll), correct, divergence))
+    total, *rest = ((weights * x).sum() for x in (loss, nll, jnp.ones_like(nll), correct, apart))
     return total, tuple(rest)
 
 
-def _divergence(student: jax.Array, teacher: jax.Array, top: int) -> jax.Array:
+def divergence(student: jax.Array, teacher: jax.Array, top: int = 0) -> jax.Array:
     """``KL(teacher || student)`` of logits [..., vocab], over the teacher's ``top`` likeliest tokens if that is set."""
     ours = jax.nn.log_softmax(student)
     if top:

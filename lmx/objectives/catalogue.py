@@ -1,6 +1,7 @@
 """Every objective: whoever imports this can read a configuration that names any of them."""
 
 from lmx.objectives.chat import ChatSft
+from lmx.objectives.class_distillation import ClassDistillation
 from lmx.objectives.classification import Classification, MultiLabel, Regression
 from lmx.objectives.denoising import Denoisers, PrefixLm, SpanCorruption
 from lmx.objectives.distillation import Distillation
@@ -17,5 +18,5 @@ OBJECTIVES: tuple[type[Objective], ...] = (
     *(NextToken, FillInTheMiddle, MaskedLm, Nsp),
     *(SpanCorruption, Denoisers, PrefixLm, SeqToSeq),
     *(Classification, MultiLabel, Regression, TokenClassification, ExtractiveQa, ChatSft),
-    *(Distillation, Preference),
+    *(Distillation, ClassDistillation, Preference),
 )

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lmx.data.layout import Layout, Other, Piece, Row, Whole, empty_row
+from lmx.data.layout import Labels, Layout, Other, Piece, Row, Whole, empty_row
 from lmx.models.specs import ModelSpec
 from lmx.objectives.next_token import NextToken
 from lmx.objectives.vocabulary import Vocabulary
@@ -19,10 +19,11 @@ class ChatSft(NextToken):
     """Cross-entropy of the assistant's words in conversations that the tokenizer's chat template writes out."""
 
     turns: Turns = "all"
-    """Which of the assistant's turns are learned: all of them, or the last of each conversation."""
+    """Which of the assistant's turns are learned: all of them, or the last of each conversation; either way without
+    those that have "train": false or "weight": 0 in the data."""
     longer: Literal["truncate", "drop"] = "truncate"
-    """What becomes of conversations that take more than a row: their ends are cut, or they are left out; either is
-    counted."""
+    """What becomes of conversations that take more than a row: their ends are cut, and those that then hold nothing to
+    learn are left out; or all of them are left out. Either is counted."""
 
     def layout(self, vocabulary: Vocabulary, spec: ModelSpec, length: int) -> Layout:
         """Rows of conversations."""
@@ -49,8 +50,12 @@ class ChatRows(Layout):
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What becomes of the longer ones."""
-        return ("chats", self.longer)
+        """What becomes of the longer ones, and what is learned."""
+        return ("chats", self.longer, self.turns)
+
+    def taught(self, examples: np.ndarray, labels: Labels) -> np.ndarray:
+        """Whether a token that is learned is in the row."""
+        return np.array([self._learned(labels(int(i)))[1 : self.length + 1].any() for i in examples], bool)
 
     def empty(self) -> Row:
         """All zero."""
@@ -60,18 +65,18 @@ class ChatRows(Layout):
         """Each conversation on its own."""
         row, at = self.empty(), 0
         for segment, piece in enumerate(pieces, start=1):
+            assert piece.labels is not None, "the documents have no labels"
             tokens = piece.tokens[: self.length + 1]
             place = slice(at, at + len(tokens) - 1)
             row["tokens"][place], row["targets"][place] = tokens[:-1], tokens[1:]
             row["segment_ids"][place], row["positions"][place] = segment, np.arange(len(tokens) - 1)
-            row["target_segments"][place] = segment * self._learned(piece)[1 : len(tokens)]
+            row["target_segments"][place] = segment * self._learned(piece.labels)[1 : len(tokens)]
             at = place.stop
         return row
 
-    def _learned(self, piece: Piece) -> np.ndarray:
+    def _learned(self, labels: np.ndarray) -> np.ndarray:
         """Which tokens of a conversation are learned, bool [tokens]."""
-        assert piece.labels is not None, "the documents have no labels"
-        return piece.labels == piece.labels.max(initial=1) if self.turns == "last" else piece.labels > 0
+        return labels == labels.max(initial=1) if self.turns == "last" else labels > 0
 
     def invented_labels(self, rng: np.random.Generator, count: int) -> np.ndarray | None:
         """Turns at random places, the last token among them."""

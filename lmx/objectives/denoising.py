@@ -37,6 +37,11 @@ class Denoiser(abc.ABC):
         """Sentinels that a text of ``count`` tokens takes."""
         return 0
 
+    def check(self) -> None:
+        """Raises UserError for numbers that are none."""
+        if not self.weight > 0:
+            raise UserError(f"a {type(self).__name__} has weight {self.weight}, expected a number above 0")
+
 
 @dataclass(frozen=True)
 class SpanDenoiser(Denoiser):
@@ -46,6 +51,15 @@ class SpanDenoiser(Denoiser):
     """Share of the tokens that are in spans."""
     span: float = 3.0
     """Mean length of a span."""
+
+    def check(self) -> None:
+        """See the class."""
+        super().check()
+        if not (0 < self.density < 1 and self.span >= 1):
+            raise UserError(
+                f"a SpanDenoiser has density {self.density} and span {self.span}, expected a share between 0 and 1, "
+                "and at least 1"
+            )
 
     def numbers(self, count: int) -> tuple[int, int]:
         """How many tokens are noise, and in how many spans: T5's, at least one of each and one token that is not."""
@@ -77,13 +91,29 @@ class SpanDenoiser(Denoiser):
 class PrefixDenoiser(Denoiser):
     """The text is cut at a random place: the source is what comes before it, the target what comes after."""
 
+    share: float = 0.5
+    """Mean share of the tokens that are in the target. Its length is uniform over the widest range with this mean:
+    every length at 0.5, up to half of the text at 0.25."""
+
+    def check(self) -> None:
+        """See the class."""
+        super().check()
+        if not 0 < self.share < 1:
+            raise UserError(f"a PrefixDenoiser has share {self.share}, expected a share between 0 and 1")
+
+    def targets(self, count: int) -> tuple[int, int]:
+        """The fewest and the most tokens in the target."""
+        both = min(max(round(2 * self.share * count), 2), 2 * (count - 1))
+        return max(1, both - (count - 1)), min(count - 1, both - 1)
+
     def sizes(self, count: int) -> list[tuple[int, int]]:
-        """All but one token, either way."""
-        return [(count - 1, 1), (1, count - 1)]
+        """The shortest and the longest target."""
+        return [(count - target, target) for target in self.targets(count)]
 
     def corrupted(self, text: np.ndarray, sentinels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Every place to cut is as likely."""
-        cut = int(rng.integers(1, len(text)))
+        """Every length of the target is as likely."""
+        fewest, most = self.targets(len(text))
+        cut = int(rng.integers(len(text) - most, len(text) - fewest + 1))
         return text[:cut], text[cut:]
 
 
@@ -146,13 +176,7 @@ class Denoising(SourceTarget):
         """As a source and a target; and there are sentinels enough for a row."""
         super().check(model, length)
         for denoiser in self.mixture:
-            if not denoiser.weight > 0:
-                raise UserError(f"a {type(denoiser).__name__} has weight {denoiser.weight}, expected a number above 0")
-            if isinstance(denoiser, SpanDenoiser) and not (0 < denoiser.density < 1 and denoiser.span >= 1):
-                raise UserError(
-                    f"a SpanDenoiser has density {denoiser.density} and span {denoiser.span}, expected a share between "
-                    "0 and 1, and at least 1"
-                )
+            denoiser.check()
             count = 2
             while denoiser.sizes(count + 1)[0][0] < length and count < 4 * length:
                 count += 1
@@ -202,9 +226,9 @@ UL2 = (
     SpanDenoiser(density=0.5, span=8, token="[NLG]"),
     SpanDenoiser(density=0.15, span=64, token="[NLG]"),
     SpanDenoiser(density=0.5, span=64, token="[NLG]"),
-    PrefixDenoiser(token="[S2S]"),
+    PrefixDenoiser(share=0.25, token="[S2S]"),
 )
-"""Table 1 of Tay et al. 2022, every denoiser as likely."""
+"""Table 1 of Tay et al. 2022, every denoiser as likely: the R-denoisers, the X-denoisers and the S-denoiser."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lmx.models.schedules import schedule, stages
 from lmx.models.specs import ModelSpec, Remat
 from lmx.nn.module import Params
 from lmx.objectives.next_token import NextToken
-from lmx.objectives.objective import Batch, Frozen, Objective, TokenPrediction
+from lmx.objectives.objective import Batch, Frozen, Objective, TokenPrediction, target_segments
 from lmx.objectives.vocabulary import Vocabulary
 
 TEACHER = "teacher"
@@ -39,7 +39,7 @@ class Distillation(Objective):
     """Only so many of the teacher's likeliest tokens count; 0 for all of them."""
     states: float = 0.0
     """Weight of how far the states that logits are made of point away from the teacher's: 1 - cosine where they are as
-    wide (Sanh et al. 2019), else by the likenesses among a row's states (Tung and Mori 2019)."""
+    wide (Sanh et al. 2019), else by the likenesses among a document's states (Tung and Mori 2019)."""
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
@@ -68,10 +68,7 @@ class Distillation(Objective):
 
     def check(self, model: ModelConfig, length: int) -> None:
         """What fits the objective fits."""
-        if not 0 <= self.share <= 1:
-            raise UserError(f"objective.share is {self.share}, expected a share from 0 to 1")
-        if not self.temperature > 0:
-            raise UserError(f"objective.temperature is {self.temperature}, expected a number above 0")
+        check_softening(self.share, self.temperature)
         if not 0 <= self.top <= model.vocab or self.states < 0:
             raise UserError(
                 f"objective.top is {self.top} and objective.states {self.states}, expected 0 (all) to model.vocab "
@@ -86,6 +83,10 @@ class Distillation(Objective):
     def scored(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The objective's."""
         return self.objective.scored(batch)
+
+    def weighed(self, batch: Batch) -> Batch:
+        """The objective's."""
+        return self.objective.weighed(batch)
 
     def loss(
         self, spec: ModelSpec, params: Params, batch: Batch, *, key: jax.Array | None = None, remat: Remat = "none"
@@ -111,38 +112,49 @@ class Distillation(Objective):
             raise UserError("pipeline.schedule 1f1b has no place for a teacher; use gpipe or circular to distil")
         hidden = jax.lax.stop_gradient(self.objective.states(teacher.spec, teacher.params, batch))
         theirs = readout(teacher.spec, teacher.params, hidden)
-        losses = functools.partial(self._losses, theirs)
+        losses = functools.partial(self._losses, theirs, target_segments(batch))
         return self.objective.token_loss(losses, spec, params, batch, key=key, remat=remat)
 
-    def _losses(self, theirs: Readout, ours: Readout, targets: jax.Array, weights: jax.Array) -> LossSums:
+    def _losses(
+        self, theirs: Readout, segments: jax.Array, ours: Readout, targets: jax.Array, weights: jax.Array
+    ) -> LossSums:
         inner = self.objective
         how = Softening(self.share, self.temperature, self.top, inner.z_loss, inner.label_smoothing)
         sums = distillation_loss(ours, theirs, targets, weights, how)
         if not self.states:
             return sums
-        apart = states_apart(ours.hidden, theirs.hidden, weights)
+        apart = states_apart(ours.hidden, theirs.hidden, segments)
         told = {"metrics": {**sums.aux["metrics"], "states_apart": jax.lax.stop_gradient(apart)}}
         return replace(sums, total=sums.total + self.states * apart, aux=told)
 
 
-def states_apart(ours: jax.Array, theirs: jax.Array, weights: jax.Array) -> jax.Array:
-    """How far a student's hidden states point away from a teacher's, summed over the targets by weight.
+def check_softening(share: float, temperature: float) -> None:
+    """Raises UserError for an objective's numbers that are none."""
+    if not 0 <= share <= 1:
+        raise UserError(f"objective.share is {share}, expected a share from 0 to 1")
+    if not temperature > 0:
+        raise UserError(f"objective.temperature is {temperature}, expected a number above 0")
+
+
+def states_apart(ours: jax.Array, theirs: jax.Array, segments: jax.Array) -> jax.Array:
+    """How far a student's hidden states point away from a teacher's, summed over the targets.
 
     Of states that are as wide, ``1 - cosine`` of each pair (Sanh et al. 2019, 3). Else, at each target, the mean square
-    of the differences between its cosines with the row's targets in the one model and in the other (Tung and Mori 2019,
-    3.1, with states for the samples of a batch): 0 where both see the same likenesses.
+    of the differences between its cosines with the targets of its segment in the one model and in the other (Tung and
+    Mori 2019, 3.1, with states for the samples of a batch): 0 where both see the same likenesses.
 
     Args:
       ours, theirs: [batch, targets, embed], of any two widths.
-      weights: float32 [batch, targets].
+      segments: int32 [batch, targets], 0 where there is no target.
     """
     ours, theirs = (_unit(a.astype(jnp.float32)) for a in (ours, theirs))
+    real = (segments > 0).astype(jnp.float32)
     if ours.shape[-1] == theirs.shape[-1]:
-        return (weights * (1 - (ours * theirs).sum(-1))).sum()
+        return (real * (1 - (ours * theirs).sum(-1))).sum()
     like, wanted = (jnp.einsum("bld,bmd->blm", a, a) for a in (ours, theirs))
-    count = jnp.maximum(weights.sum(-1), 1)
-    squares = (weights[:, None] * jnp.square(like - wanted)).sum(-1) / count[:, None]
-    return (weights * squares).sum()
+    together = real[:, None] * (segments[:, :, None] == segments[:, None])
+    count = jnp.maximum(together.sum(-1), 1)
+    return ((together * jnp.square(like - wanted)).sum(-1) / count).sum()
 
 
 def _unit(a: jax.Array) -> jax.Array:

@@ -17,7 +17,12 @@ PREFIX, SUFFIX, MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
 
 @dataclass(frozen=True)
 class FillInTheMiddle(NextToken):
-    """Next-token prediction, of which some documents come as prefix, suffix and then middle."""
+    """Next-token prediction, of which some documents come as prefix, suffix and then middle.
+
+    The cuts lie between tokens. Bavarian et al. 2022 cut between characters, because a model that
+    has seen cuts between tokens alone fails where a cursor stands inside of one. Here the rows are planned by tokens
+    that are stored once: cut text would have to be tokenized again, and take more room than it was planned with.
+    """
 
     rate: float = 0.5
     """Share of the pieces of documents that are rearranged."""

@@ -21,11 +21,11 @@ from lmx.kernels.cross_entropy import LossSums
 from lmx.models.config import ModelConfig
 from lmx.models.config_map import Task
 from lmx.models.lockstep import score_layers, with_told
-from lmx.models.model import Inputs, encode, task
+from lmx.models.model import Inputs, apply, encode, task
 from lmx.models.specs import ModelSpec, Remat
 from lmx.nn.head import Pool, SequenceHead, TaskHead
 from lmx.nn.module import Params
-from lmx.objectives.objective import Batch, Frozen, Objective, Targets
+from lmx.objectives.objective import Batch, Frozen, Objective, Reading, Targets
 from lmx.objectives.vocabulary import Vocabulary
 
 EIGHT = 8
@@ -89,27 +89,41 @@ class Labelled(Objective):
     ) -> LossSums:
         one, two, three = (None,) * 3 if key is None else jax.random.split(key, 3)
         score = functools.partial(self._score, spec, three, told)
-        source = Inputs(batch["tokens"], batch["positions"], batch["segment_ids"], batch.get("types"))
-        run = functools.partial(score_layers, whole_rows=self.whole_rows)
-        if spec.encoder is None:
-            return run(spec, params, source, batch, score, key=one, remat=remat)
+        inputs, source = self._reading(spec, batch)
+        run = functools.partial(score_layers, spec, params, inputs, batch, score, whole_rows=self.whole_rows)
+        if source is None:
+            return run(key=one, remat=remat)
         memory, aux = encode(spec, params, source, key=two, remat=remat)
-        inputs = Inputs(batch["decoder_tokens"], batch["positions"], batch["segment_ids"])
-        return with_told(run(spec, params, inputs, batch, score, memory=memory, key=one, remat=remat), aux)
+        return with_told(run(memory=memory, key=one, remat=remat), aux)
+
+    def _reading(self, spec: ModelSpec, batch: Batch) -> Reading:
+        read = Inputs(batch["tokens"], batch["positions"], batch["segment_ids"], batch.get("types"))
+        if spec.encoder is None:
+            return Reading(read)
+        return Reading(Inputs(batch["decoder_tokens"], batch["positions"], batch["segment_ids"]), read)
 
     def _score(
         self, spec: ModelSpec, key: jax.Array | None, told: bool, params: Params, hidden: jax.Array, batch: Batch
     ) -> LossSums:
-        head, segments = head_of(spec), batch["segment_ids"]
-        if isinstance(head, SequenceHead):
-            # Each segment's pooled state is a text of one token to the head.
-            states = segment_states(head.pool, hidden, segments, segment_count(segments.shape[1]))
-            single = states.reshape(-1, 1, states.shape[-1])
-            scores = task(spec, params, head.name, single, _ones(single), key).reshape(*states.shape[:2], -1)
-        else:
-            scores = task(spec, params, head.name, hidden, Inputs(segments, batch["positions"], segments), key)
-        sums, measures = self.score(scores, batch)
+        sums, measures = self.score(_scores(spec, key, params, hidden, batch), batch)
         return sums if not told else LossSums(sums.total, sums.nll, sums.weight, sums.correct, {"measures": measures})
+
+    def scores(self, spec: ModelSpec, params: Params, batch: Batch) -> jax.Array:
+        """What a model's head says of a batch, float32 [batch, places or length, outputs]."""
+        inputs, source = self._reading(spec, batch)
+        memory = None if source is None else encode(spec, params, source)[0]
+        return _scores(spec, None, params, apply(spec, params, inputs, memory=memory).hidden, batch)
+
+
+def _scores(spec: ModelSpec, key: jax.Array | None, params: Params, hidden: jax.Array, batch: Batch) -> jax.Array:
+    """The head's scores [batch, places or length, outputs] of hidden states [batch, length, embed]."""
+    head, segments = head_of(spec), batch["segment_ids"]
+    if not isinstance(head, SequenceHead):
+        return task(spec, params, head.name, hidden, Inputs(segments, batch["positions"], segments), key)
+    # Each segment's pooled state is a text of one token to the head.
+    states = segment_states(head.pool, hidden, segments, segment_count(segments.shape[1]))
+    single = states.reshape(-1, 1, states.shape[-1])
+    return task(spec, params, head.name, single, _ones(single), key).reshape(*states.shape[:2], -1)
 
 
 def _ones(states: jax.Array) -> Inputs:

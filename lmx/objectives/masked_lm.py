@@ -26,6 +26,7 @@ from lmx.objectives.vocabulary import Vocabulary
 
 EIGHT = 8
 """Places of a row come in eights, so that the meshes that split a row's length split them too."""
+PAIR_WEIGHTS = "pair_weights"
 PAIR_POSITIONS = 64
 """A row is asked about a pair for every so many of its positions, and its first eight."""
 
@@ -85,6 +86,15 @@ class MaskedLm(TokenPrediction):
         """The masked positions': nothing else meets the vocabulary."""
         return jnp.take_along_axis(hidden, batch["slots"][..., None], axis=1)
 
+    def weighed(self, batch: Batch) -> Batch:
+        """With ``pair_weights`` [batch, pairs]: what the step makes of their sum by dividing by the number of targets
+        is the mean over the pairs of the whole batch, times ``sentence_weight``."""
+        if not self.sentences.asks or PAIR_WEIGHTS in batch:
+            return batch
+        asked = (batch["answers"] > 0).astype(jnp.float32)
+        targets = self.scored(batch)[1].sum()
+        return {**batch, PAIR_WEIGHTS: asked * (self.sentence_weight * targets / jnp.maximum(asked.sum(), 1))}
+
     def score(
         self,
         losses: TokenLoss,
@@ -107,11 +117,10 @@ class MaskedLm(TokenPrediction):
         asked = (answers > 0).astype(jnp.float32)
         scores = task(spec, params, "nsp", first, Inputs.whole(jnp.zeros(first.shape[:2], jnp.int32)), key)
         labels = jnp.maximum(answers - 1, 0)
-        nll = (optax.softmax_cross_entropy_with_integer_labels(scores, labels) * asked).sum()
-        count = asked.sum()
-        # The step divides by the tokens' weight: with this factor what it sees is the mean over the pairs.
-        total = sums.total + self.sentence_weight * nll * (sums.weight / jnp.maximum(count, 1))
-        told = {"nll": nll, "correct": ((scores.argmax(-1) == labels) * asked).sum(), "weight": count}
+        nll = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+        total = sums.total + (nll * batch[PAIR_WEIGHTS].reshape(-1)).sum()
+        right = scores.argmax(-1) == labels
+        told = {"nll": (nll * asked).sum(), "correct": (right * asked).sum(), "weight": asked.sum()}
         aux = {**sums.aux, "pairs": jax.tree.map(jax.lax.stop_gradient, told)}
         return replace(sums, total=total, aux=aux)
 

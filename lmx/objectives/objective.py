@@ -97,6 +97,14 @@ class Objective(abc.ABC):
           UserError: rows of ``length`` have no room for one example.
         """
 
+    def weighed(self, batch: Batch) -> Batch:
+        """A step's whole batch with the weights of what is asked beside its targets, float32, where anything is.
+
+        A mean over anything but the targets needs its own count, and that of the whole batch: a microbatch does not
+        have it, so the weights are found before the batch is cut. A batch that has them is given back.
+        """
+        return batch
+
     @abc.abstractmethod
     def loss(
         self, spec: ModelSpec, params: Params, batch: Batch, *, key: jax.Array | None = None, remat: Remat = "none"
@@ -115,12 +123,14 @@ class Objective(abc.ABC):
         return self.loss_with(models)(spec, params, batch, remat="full"), {}
 
     def scored(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """The tokens that are predicted, int32 [batch, targets], and float32 weights, 0 where there is nothing.
+        """The tokens that are predicted, int32 [batch, targets], and float32 weights, 0 where there is nothing."""
+        return batch["targets"], (target_segments(batch) > 0).astype(jnp.float32)
 
-        The layout's ``targets``, in the segments ``target_segments`` where it has them, else ``segment_ids``.
-        """
-        segments = batch.get("target_segments", batch["segment_ids"])
-        return batch["targets"], (segments > 0).astype(jnp.float32)
+
+def target_segments(batch: Batch) -> jax.Array:
+    """The segment of each of the layout's ``targets``, int32 [batch, targets], 0 where there is nothing:
+    ``target_segments`` where it has them, else ``segment_ids``."""
+    return batch.get("target_segments", batch["segment_ids"])
 
 
 class Reading(NamedTuple):
@@ -169,6 +179,7 @@ class TokenPrediction(Objective):
     ) -> LossSums:
         """The same with other ``losses`` of the targets."""
         one, two, three = (None,) * 3 if key is None else jax.random.split(key, 3)
+        batch = self.weighed(batch)
         inputs, source = self.reading(spec, batch)
         score: Score = functools.partial(self.score, losses, spec, three)
         run = functools.partial(score_layers, spec, params, inputs, batch, score, whole_rows=self.whole_rows)

@@ -36,8 +36,9 @@ def gradients(
     batch's sums.
 
     Microbatches are summed, and the step divides by the number of targets once, so that accumulation gives every
-    target the same weight however they are spread.
+    target the same weight however they are spread. What an objective asks beside them has weights of the whole batch.
     """
+    batch = experiment.objective.weighed(batch)
     grad = jax.grad(_total(experiment, params, frozen), has_aux=True)
     own, count = trained(experiment, params), experiment.train.accumulate
     if count == 1:

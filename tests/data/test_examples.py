@@ -2,20 +2,18 @@
 
 import csv
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from lmx.data import encoders
 from lmx.data.builders.stdlib_modules import snippets
 from lmx.data.builders.tables import _plain
-from lmx.data.chat import CHATML, ChatTemplate
+from lmx.data.chat import CHATML
 from lmx.data.config import (
     Answers,
     Chats,
@@ -29,23 +27,14 @@ from lmx.data.config import (
     TrainedBpe,
 )
 from lmx.data.documents import prepare_documents
-from lmx.data.framing import Frame, as_prompted
 from lmx.data.layout import Whole
 from lmx.data.packing import windows_of
 from lmx.data.prepare import Prepared, prepare
-from lmx.data.tokenizer import TextTokenizer, train_bpe
 from lmx.errors import UserError
 
 ROWS: list[dict[str, Any]] = [
     {"text": f"{word} number {i}, and more", "label": word} for i, word in enumerate(["one", "two", "three"] * 6)
 ]
-WORD = st.text("abcdefgh,.é日", min_size=1, max_size=6)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> TextTokenizer:
-    texts = [" ".join(random.Random(i).choices(["abc", "bad,", "egg", "deaf", "日é", "a.b"], k=30)) for i in range(40)]
-    return train_bpe(iter(texts), 330, ("<|im_start|>", "<|im_end|>"))
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -121,81 +110,6 @@ def test_labels_are_stored_and_held_out_files_are_kept_apart(tmp_path: Path) -> 
     assert other.fingerprint != data.fingerprint
 
 
-def spans_of(tokenizer: TextTokenizer, ids: list[int], text: str) -> list[tuple[int, int]]:
-    """The bytes of each token, by decoding: a reference that is slow and plain."""
-    sizes = [int(tokenizer.token_bytes()[i]) for i in ids]
-    ends = np.cumsum(sizes)
-    assert ends[-1] == len(text.encode())
-    return [(int(end) - size, int(end)) for end, size in zip(ends, sizes, strict=True)]
-
-
-@settings(max_examples=40, deadline=None)
-@given(words=st.lists(WORD, min_size=1, max_size=8), seed=st.integers(0, 9))
-def test_tags_stand_at_the_first_token_of_each_word(tokenizer: TextTokenizer, words: list[str], seed: int) -> None:
-    tags = [random.Random(seed + i).choice("ABC") for i in range(len(words))]
-    encoder = encoders.TagEncoder(("A", "B", "C"))
-    (streams,) = encoder.encode([("place", {"words": words, "labels": tags})], tokenizer)
-    text = " ".join(words)
-    spans, expected, at = spans_of(tokenizer, list(streams.tokens), text), [0] * len(streams.tokens), 0
-    for word, tag in zip(words, tags, strict=True):
-        first = next(i for i, (a, b) in enumerate(spans) if b > at and a < at + len(word.encode()))
-        expected[first] = expected[first] or 1 + "ABC".index(tag)
-        at += len(word.encode()) + 1
-    assert list(streams.labels) == expected
-
-
-@settings(max_examples=40, deadline=None)
-@given(words=st.lists(WORD, min_size=2, max_size=12), data=st.data())
-def test_answers_are_the_fewest_tokens_that_hold_them(tokenizer: TextTokenizer, words: list[str], data: Any) -> None:
-    context = " ".join(words)
-    start = data.draw(st.integers(0, len(context) - 1))
-    end = data.draw(st.integers(start + 1, len(context)))
-    content = {"context": context, "question": "abc bad?", "span": [start, end]}
-    (streams,) = encoders.AnswerEncoder().encode([("place", content)], tokenizer)
-    spans = spans_of(tokenizer, list(streams.tokens), context)
-    a, b = len(context[:start].encode()), len(context[:end].encode())
-    inside = [i for i, (x, y) in enumerate(spans) if y > a and x < b]
-    assert list(streams.labels) == [inside[0], inside[-1]]
-    assert tokenizer.decode(streams.target) == "abc bad?"
-
-
-@settings(max_examples=30, deadline=None)
-@given(contents=st.lists(WORD, min_size=2, max_size=6))
-def test_a_chats_turns_are_the_assistants_words(tokenizer: TextTokenizer, contents: list[str]) -> None:
-    roles = ["user", "assistant"] * 3
-    messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
-    (streams,) = encoders.ChatEncoder(CHATML).encode([("place", {"messages": messages})], tokenizer)
-    tokens, labels = np.array(streams.tokens), np.array(streams.labels)
-    assert labels.max() == len(contents) // 2
-    for turn in range(1, labels.max() + 1):
-        own = tokens[labels == turn].tolist()
-        assert tokenizer.decode(own) == contents[2 * turn - 1]
-        assert own[-1] == tokenizer.token_id("<|im_end|>")
-
-
-def test_turns_without_marks_are_found_or_refused() -> None:
-    messages = [
-        {"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
-    ]
-    plain = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-    text, spans = ChatTemplate(plain).turns(messages)
-    marked, inner = ChatTemplate(CHATML).turns(messages)
-    assert text == marked
-    assert [text[a:b] for a, b in inner] == ["b<|im_end|>", "d<|im_end|>"]
-    assert [text[a:b] for a, b in spans] == ["b<|im_end|>\n", "d<|im_end|>\n"]
-    changing = "{% for m in messages %}{{ m.role if loop.last else 'old' }}:{{ m.content }};{% endfor %}"
-    with pytest.raises(UserError, match=r"writes message 2 otherwise .* \{% generation %\}"):
-        ChatTemplate(changing).turns(messages)
-    upper = "{% set x %}{% generation %}a{% endgeneration %}{% endset %}{{ x | length }}"
-    with pytest.raises(UserError, match="changes what it marks"):
-        ChatTemplate(upper).turns(messages)
-
-
-def test_the_end_of_a_turn_is_a_special_token(tokenizer: TextTokenizer) -> None:
-    assert ChatTemplate(CHATML).turn_end(tokenizer) == tokenizer.token_id("<|im_end|>")
-    assert ChatTemplate("{% for m in messages %}{{ m.content }} {% endfor %}").turn_end(tokenizer) is None
-
-
 def slow_windows(length: int, first: int, second: int, longer: str, overlap: int) -> list[tuple[int, int]]:
     """(start, count) of the windows of one example with 3 tokens around it, one by one."""
     if first + second + 3 <= length:
@@ -229,23 +143,15 @@ def test_windows_are_those_of_a_plain_loop(sizes: list[tuple[int, int]], longer:
         assert counts["cut"] == sum(len(found) > 1 for found in expected)
 
 
-def test_frames_are_what_the_tokenizer_puts_around(tokenizer: TextTokenizer) -> None:
-    for around in (as_prompted(tokenizer, before=True), as_prompted(tokenizer, before=False)):
-        single, pair = Frame.of(around, 1), Frame.of(around, 2)
-        texts = [np.array(around.encode(t), np.int32) for t in ("abc egg", "deaf")]
-        one, two = around.encode_prompts(["abc egg"])[0], around.encode_prompts([("abc egg", "deaf")])[0]
-        assert single.around(texts[:1]).tokens.tolist() == one.ids
-        framed = pair.around(texts)
-        assert (framed.tokens.tolist(), framed.types.tolist()) == (two.ids, two.types)
-        assert framed.tokens[framed.starts[1] :][: len(texts[1])].tolist() == texts[1].tolist()
-        assert as_prompted(around, before=True) is around
-
-
 def test_snippets_are_whole_lines() -> None:
     text = "".join(f"line {i}\n" for i in range(30))
     found = list(snippets(text, 50))
     assert text.startswith("".join(part for _, part in found))
     assert all(len(part) <= 50 and part.startswith(f"line {first - 1}\n") for first, part in found)
+
+
+def chat(role: str = "assistant", **flags: Any) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": "a", **flags}]}
 
 
 BAD: list[tuple[Callable[[str], Examples], dict[str, Any], str]] = [
@@ -266,6 +172,10 @@ BAD: list[tuple[Callable[[str], Examples], dict[str, Any], str]] = [
     (lambda f: Answers(files=(f,)), {"context": "a b", "question": "q", "answers": "x"}, "expected JSON"),
     (lambda f: Chats(files=(f,)), {"messages": [{"role": "user", "content": "a"}]}, "no message of the assistant"),
     (lambda f: Chats(files=(f,)), {"messages": "[1]"}, "expected a list of"),
+    (lambda f: Chats(files=(f,)), chat(weight=0.5), 'a message has {"weight": 0.5}, expected "train" true or false'),
+    (lambda f: Chats(files=(f,)), chat(weight=1, train=False), "and both alike"),
+    (lambda f: Chats(files=(f,)), chat("user", train=True), "of the role 'user' .* but only the assistant's are"),
+    (lambda f: Chats(files=(f,)), chat(weight=0), "no message of the assistant to learn"),
 ]
 
 

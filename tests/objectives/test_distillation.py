@@ -15,14 +15,19 @@ import lmx
 from lmx.checkpoint.checkpointer import load_subtree
 from lmx.checkpoint.config import CheckpointConfig
 from lmx.data.config import DataConfig
+from lmx.data.prepare import prepare
+from lmx.decode.frozen import load_frozen
 from lmx.errors import Interrupted, UserError
 from lmx.eval.perplexity import evaluate
 from lmx.experiment import EvalConfig, Experiment, RunDir, TrainConfig
 from lmx.models.families.bert import Bert
 from lmx.models.families.llama import Llama
 from lmx.models.families.t5 import T5
-from lmx.models.model import init_params, param_axes
+from lmx.models.model import init_params
 from lmx.models.schedules import PipelineConfig
+from lmx.objectives.class_distillation import ClassDistillation
+from lmx.objectives.classification import Classification
+from lmx.objectives.denoising import PrefixLm
 from lmx.objectives.distillation import Distillation, states_apart
 from lmx.objectives.masked_lm import MaskedLm
 from lmx.objectives.objective import Frozen
@@ -127,6 +132,28 @@ def test_the_two_parts_add_up(objective: Any, model: Any) -> None:
     np.testing.assert_allclose(same.total, 0, atol=1e-2)
 
 
+def test_classes_are_learned_from_a_teachers_probabilities() -> None:
+    model = replace(STUDENT, layers=1, task="sequence_classification", classes=3)
+    spec, wide = model.spec(), replace(model, width=32).spec()
+    # Larger than they start: there the scores are all alike.
+    own, other = (jax.tree.map(lambda a: 9 * a, init_params(s, jax.random.key(i))) for i, s in enumerate((spec, wide)))
+    batch = {k: jnp.asarray(v) for k, v in random_rows(Classification(), spec, 2, 32, (0, 0)).items()}
+    objective = ClassDistillation(share=0.25, temperature=3.0)
+    sums = jax.jit(lambda p, q: objective.loss_with({"teacher": Frozen(wide, q)})(spec, p, batch))(own, other)
+    alone = jax.jit(lambda p: objective.evaluated.loss(spec, p, batch))(own)
+    ours, theirs = (
+        np.asarray(objective.scores(s, p, batch), np.float64)[np.asarray(batch["labels"]) > 0] / 3
+        for s, p in ((spec, own), (wide, other))
+    )
+    ours, theirs = (a - np.log(np.exp(a).sum(-1, keepdims=True)) for a in (ours, theirs))
+    apart = (np.exp(theirs) * (theirs - ours)).sum()
+    assert apart > 0.01
+    np.testing.assert_allclose(sums.aux["metrics"]["teacher_kl"], apart, rtol=1e-3)
+    np.testing.assert_allclose(sums.total, 0.75 * alone.total + 0.25 * 9 * apart, rtol=1e-4)
+    np.testing.assert_allclose(sums.nll, alone.nll, rtol=1e-5)
+    assert (sums.weight, sums.correct) == (alone.weight, alone.correct)
+
+
 def test_eight_devices_equal_one() -> None:
     experiment = Experiment(
         model=STUDENT, objective=Distillation(top=20, states=0.1), train=TrainConfig(batch=8, length=32, accumulate=2)
@@ -154,18 +181,16 @@ def test_eight_devices_equal_one() -> None:
 def test_states_apart_is_the_formula() -> None:
     rng = np.random.default_rng(0)
     ours, theirs = rng.normal(size=(2, 5, 4)), rng.normal(size=(2, 5, 6))
-    weights = np.array([[1, 1, 0, 1, 0], [1, 1, 1, 1, 1]], np.float64)
+    segments = np.array([[1, 1, 0, 1, 2], [1, 1, 2, 2, 2]])
     unit = lambda a: a / np.linalg.norm(a, axis=-1, keepdims=True)  # noqa: E731
     total = 0.0
-    for a, b, w in zip(unit(ours), unit(theirs), weights, strict=True):
-        real = np.flatnonzero(w)
-        total += sum(np.mean([(a[i] @ a[j] - b[i] @ b[j]) ** 2 for j in real]) for i in real)
-    np.testing.assert_allclose(states_apart(jnp.array(ours), jnp.array(theirs), jnp.array(weights)), total, rtol=1e-5)
-    alike = (weights * (1 - (unit(ours) * unit(theirs[..., :4])).sum(-1))).sum()
-    np.testing.assert_allclose(
-        states_apart(jnp.array(ours), jnp.array(theirs[..., :4]), jnp.array(weights)), alike, rtol=1e-5
-    )
-    assert param_axes(STUDENT.spec())
+    for a, b, own in zip(unit(ours), unit(theirs), segments, strict=True):
+        for i in np.flatnonzero(own):
+            total += np.mean([(a[i] @ a[j] - b[i] @ b[j]) ** 2 for j in np.flatnonzero(own == own[i])])
+    arrays = jnp.array(ours), jnp.array(theirs), jnp.array(segments)
+    np.testing.assert_allclose(states_apart(*arrays), total, rtol=1e-5)
+    alike = ((segments > 0) * (1 - (unit(ours) * unit(theirs[..., :4])).sum(-1))).sum()
+    np.testing.assert_allclose(states_apart(arrays[0], arrays[1][..., :4], arrays[2]), alike, rtol=1e-5)
 
 
 WRONG = {
@@ -188,7 +213,12 @@ def test_what_does_not_fit_is_one_sentence(said: str, student: Experiment, tmp_p
         train(replace(student, **WRONG[said]), tmp_path / "run")
 
 
-def test_a_teacher_of_other_tokens_is_refused(student: Experiment, teacher: Path, tmp_path: Path) -> None:
+def test_a_teacher_of_other_tokens_or_rows_is_refused(student: Experiment, teacher: Path, tmp_path: Path) -> None:
     data = replace(student.data, held_out=0.3)  # the BPE is trained on other documents
     with pytest.raises(UserError, match="another tokenizer"):
         train(replace(student, data=data), tmp_path / "run")
+    prepared = prepare(student.data, progress=False)
+    model = T5(vocab=320, context=64, width=16, encoder_layers=1, decoder_layers=1, heads=2, head_dim=8, hidden=32)
+    other = replace(student, model=model, objective=Distillation(PrefixLm(), teacher=str(teacher)))
+    with pytest.raises(UserError, match="is a llama, whose rows are others than those of a t5"):
+        load_frozen(other, Sharding(build_mesh(MeshConfig(data=1), jax.devices()[:1]), Rules()), prepared)

@@ -11,12 +11,13 @@ import pytest
 
 import lmx
 from lmx.checkpoint.graft import graft
-from lmx.data.config import Chats, DataConfig, LabelledTexts, RatedTexts, TextPairs, TrainedBpe
+from lmx.data.config import Chats, DataConfig, LabelledTexts, RatedTexts, TextPairs, TokenizerFile, TrainedBpe
 from lmx.data.framing import as_prompted
 from lmx.data.prepare import prepare
 from lmx.data.rows import held_out_rows, train_rows
 from lmx.decode.classified import classified
 from lmx.decode.convert import convert
+from lmx.decode.frozen import load_frozen
 from lmx.decode.loaded import Model
 from lmx.decode.sources import open_source
 from lmx.errors import UserError
@@ -30,6 +31,7 @@ from lmx.models.families.llama import Llama
 from lmx.models.families.modernbert import ModernBert
 from lmx.models.model import init_params, param_shapes
 from lmx.objectives.chat import ChatSft
+from lmx.objectives.class_distillation import ClassDistillation
 from lmx.objectives.classification import Classification, Regression
 from lmx.objectives.objective import Objective
 from lmx.objectives.seq_to_seq import SeqToSeq
@@ -185,6 +187,23 @@ def test_a_run_of_numbers_has_its_errors_and_correlations(data: DataConfig, tmp_
     assert found.result.n == len(ROWS)
 
 
+def test_a_teacher_tells_the_same_classes(run: tuple[Path, dict[str, Any]], data: DataConfig) -> None:
+    objective = ClassDistillation(teacher=str(run[0]))
+    wanted = experiment(data, objective, replace(BERT, width=32, heads=4))
+    wanted.check()
+    sharding = Sharding(build_mesh(MeshConfig(data=1), jax.devices()[:1]), wanted.rules)
+    prepared = prepare(data, progress=False)
+    frozen = load_frozen(wanted, sharding, prepared)
+    assert frozen["teacher"].spec == BERT.spec()
+    tokenizer = TokenizerFile(str(run[0] / "tokenizer"))
+    source = replace(data.sources[0], classes=("red", "green", "blue"))  # type: ignore[call-arg]
+    other = prepare(replace(data, sources=(source,), tokenizer=tokenizer), progress=False)
+    with pytest.raises(UserError, match=r"tells 3 classes \(blue, green, red\), .* has 3 \(red, green, blue\)"):
+        load_frozen(wanted, sharding, other)
+    with pytest.raises(UserError, match="both must have the same"):
+        load_frozen(replace(wanted, model=replace(BERT, classes=4)), sharding, prepared)
+
+
 def test_several_classes_may_hold() -> None:
     one, none = classified([[2.0, -1.0, 0.5], [-1.0, -2.0, -3.0]], ("a", "b", "c"), several=True)
     assert one.labels == ("a", "c")
@@ -255,6 +274,29 @@ def test_a_run_learns_a_chat_and_answers_in_it(tmp_path: Path) -> None:
     model = lmx.load(tmp_path / "run")
     assert model.chat_text(chat[:1]) == "<|im_start|>user\nhello there<|im_end|>\n<|im_start|>assistant\n"
     assert model.prompts.texts.token_id("<|im_end|>") in model.defaults.stops
+
+
+def test_chats_that_are_cut_before_what_is_learned_are_counted_and_refused(tmp_path: Path) -> None:
+    """Every second one has a short turn first; the rest of all takes more than a row."""
+    yes = {"role": "assistant", "content": "yes"}
+    short = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no"}]
+    chats = [[*(short if i % 2 else []), {"role": "user", "content": f"{i} " + "word " * 40}, yes] for i in range(24)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in chats))
+    source = Chats(files=(str(tmp_path / "chats.jsonl"),), template="chatml")
+    prepared = prepare(DataConfig(sources=(source,), tokenizer=TrainedBpe(300), held_out=0.2), progress=False)
+    every, last, dropped = (
+        experiment(DataConfig(), objective, LLAMA, train=TrainConfig(length=48)).layout(prepared.tokenizer)
+        for objective in (ChatSft(), ChatSft(turns="last"), ChatSft(longer="drop"))
+    )
+    found = prepared.stats(every)["sources"]["chats"]
+    assert (found["untaught"], found["truncated"]) == (12, 12)
+    assert "12 of 24 are left out: truncated to a row, they hold nothing to learn" in prepared.notes(every)[1]
+    rows = train_rows(prepared, length=every, seed=0)
+    assert all((rows[i]["target_segments"] > 0).any() for i in range(len(prepared.plan(0, "train", every))))
+    with pytest.raises(UserError, match=r"all \d+ training examples of the source chats hold nothing to learn"):
+        train_rows(prepared, length=last, seed=0)
+    with pytest.raises(UserError, match=r"all \d+ held-out examples .* take more than the 48 .* raise train\.length"):
+        held_out_rows(prepared, length=dropped)
 
 
 def test_a_mesh_gives_the_same_numbers(data: DataConfig) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from lmx.data.layout import Piece
 from lmx.errors import UserError
+from lmx.experiment import Experiment, TrainConfig
 from lmx.models.config import ModelConfig
 from lmx.models.families.bert import Bert
 from lmx.models.families.deepseek_v3 import DeepseekV3
@@ -18,17 +19,25 @@ from lmx.models.families.gpt2 import Gpt2
 from lmx.models.families.llama import Llama
 from lmx.models.families.t5 import T5
 from lmx.models.model import Inputs, apply, encode, init_params, logits
+from lmx.models.schedules import PipelineConfig
 from lmx.nn.router import SigmoidRouter
-from lmx.objectives.denoising import PrefixLm, SpanCorruption
+from lmx.objectives.chat import ChatSft
+from lmx.objectives.denoising import Denoisers, PrefixLm, SpanCorruption
+from lmx.objectives.distillation import Distillation
 from lmx.objectives.fill_in_the_middle import FillInTheMiddle
 from lmx.objectives.masked_lm import MaskedLm, Nsp
 from lmx.objectives.next_token import NextToken
-from lmx.objectives.objective import Objective
+from lmx.objectives.objective import Frozen, Objective
 from lmx.objectives.random_rows import random_layout, random_rows
 from lmx.objectives.seq_to_seq import SeqToSeq
+from lmx.sharding.mesh import MeshConfig, build_mesh
+from lmx.sharding.rules import Sharding, use_sharding
+from lmx.train.step import BATCH, gradients
 
 VOCAB, LENGTH = 150, 48
 BERT = Bert(vocab=VOCAB, context=LENGTH, layers=1, width=16, heads=2, hidden=32, task="pretraining")
+ONE = MeshConfig(data=1)
+PAIRS = replace(BERT, layers=2)
 SIZES: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 1, "heads": 2, "head_dim": 8, "hidden": 32}
 ENCODER_DECODER = T5(vocab=VOCAB, context=LENGTH, width=16, **SIZES)
 GPT2 = Gpt2(vocab=VOCAB, context=LENGTH, layers=1, width=16, heads=2)
@@ -117,23 +126,45 @@ def test_the_loss_is_that_of_each_document_read_alone(objective: Objective, mode
     assert float(sums.weight) == (rows.get("target_segments", rows["segment_ids"]) > 0).sum()
 
 
-@pytest.mark.parametrize(("objective", "model"), CASES, ids=IDS)
+MORE = [
+    (Nsp(), BERT),
+    (Denoisers(sentinels=20), ENCODER_DECODER),
+    (ChatSft(), LLAMA),
+    (Distillation(states=1.0), LLAMA),
+]
+
+
+@pytest.mark.parametrize(
+    ("objective", "model"), CASES + MORE, ids=[*IDS, *(f"{type(o).__name__}-{m.family}" for o, m in MORE)]
+)
 def test_no_document_leaks_into_another(objective: Objective, model: ModelConfig) -> None:
-    """What is left of a row's loss without its second document's is the same whatever that document says."""
+    """What the first document of a row adds to its loss is the same whatever the second one says."""
     spec = model.spec()
-    params = init_params(spec, jax.random.key(1))
-    layout = random_layout(objective, spec, LENGTH)
+    # Larger than they start, so that what is seen matters.
+    params = jax.tree.map(lambda a: 5 * a, init_params(spec, jax.random.key(1)))
+    teacher = replace(model, width=32).spec()
+    frozen = {name: Frozen(teacher, init_params(teacher, jax.random.key(2))) for name in objective.models}
+    layout, loss = random_layout(objective, spec, LENGTH), objective.loss_with(frozen)
     rng = np.random.default_rng(0)
     one, two, other = (rng.integers(60, VOCAB, 12, np.int32) for _ in range(3))
 
-    losses = []
+    shares = []
     for second in (two, other):
-        pieces = [Piece(text, i, target=text[:5]) for i, text in enumerate((one, second))]
+        labels = np.ones(12, np.int32)
+        pieces = [Piece(text, i, target=text[:5], labels=labels) for i, text in enumerate((one, second))]
         row = layout.row(pieces, np.random.default_rng(3), lambda _: None)
         assert (row.get("target_segments", row["segment_ids"]) == 2).any()
-        whole = objective.loss(spec, params, arrays({k: v[None] for k, v in row.items()}))
-        losses.append(float(whole.nll) - alone(spec, params, row, 2))
-    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
+        both, left = (loss(spec, params, arrays({k: v[None] for k, v in r.items()})) for r in (row, without_first(row)))
+        shares.append(float(both.total - left.total))
+    assert shares[0] == pytest.approx(shares[1], abs=1e-3)
+    assert shares[0] > 1
+
+
+def without_first(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The row with nothing but padding in its first document's places."""
+    segments = {key: row[key] for key in ("segment_ids", "target_segments") if key in row}
+    answers = {"answers": row["answers"] * (np.arange(len(row["answers"])) > 0)} if "answers" in row else {}
+    return row | answers | {key: np.where(of == 1, 0, of) for key, of in segments.items()}
 
 
 def test_the_next_sentence_question_is_cross_entropy_over_the_pairs() -> None:
@@ -155,6 +186,39 @@ def test_the_next_sentence_question_is_cross_entropy_over_the_pairs() -> None:
     assert float(sums.aux["pairs"]["weight"]) == count
     assert float(sums.aux["pairs"]["nll"]) == pytest.approx(nll, rel=1e-5)
     assert float(sums.total - sums.nll) / float(sums.weight) == pytest.approx(nll / count, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def pairs_at_once() -> tuple[Any, Any, Any]:
+    """Parameters, rows with different numbers of pairs, and the gradients of the whole batch."""
+    params = init_params(PAIRS.spec(), jax.random.key(0))
+    rows = arrays(random_rows(Nsp(), PAIRS.spec(), 8, LENGTH, (3,)))
+    counts = (rows["answers"] > 0).sum(1)
+    assert len(set(counts.tolist())) > 1
+    return params, rows, pair_gradients(params, rows)
+
+
+def pair_gradients(params: Any, rows: Any, mesh: MeshConfig = ONE, accumulate: int = 1) -> Any:
+    train = TrainConfig(batch=8, length=LENGTH, accumulate=accumulate, remat="none")
+    experiment = Experiment(model=PAIRS, objective=Nsp(), train=train, pipeline=PipelineConfig("1f1b", 2))
+    devices = jax.devices()[: mesh.data * mesh.stage]
+    sharding = Sharding(build_mesh(mesh, devices), experiment.rules)
+    with use_sharding(sharding):
+        placed = jax.device_put(rows, sharding.named(BATCH))
+        return jax.device_get(jax.jit(lambda p, b: gradients(experiment, p, b, None)[0])(params, placed))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "accumulate"),
+    [(ONE, 2), (ONE, 4), (MeshConfig(data=2, stage=2), 1)],
+    ids=["2 microbatches", "4 microbatches", "a pipeline"],
+)
+def test_the_question_about_pairs_is_a_mean_over_the_whole_batch(
+    mesh: MeshConfig, accumulate: int, pairs_at_once: tuple[Any, Any, Any]
+) -> None:
+    params, rows, whole = pairs_at_once
+    for ours, one in zip(*map(jax.tree.leaves, (pair_gradients(params, rows, mesh, accumulate), whole)), strict=True):
+        np.testing.assert_allclose(ours, one, atol=1e-5 * max(float(np.abs(one).max()), 1.0), rtol=0)
 
 
 @pytest.mark.parametrize("model", [LLAMA, DEEPSEEK], ids=["keys of all heads", "a latent"])

@@ -22,7 +22,7 @@ from lmx.models.families.bert import Bert
 from lmx.models.families.gpt2 import Gpt2
 from lmx.models.families.t5 import T5
 from lmx.objectives.classification import Classification
-from lmx.objectives.denoising import Denoisers, PrefixLm, SpanCorruption
+from lmx.objectives.denoising import Denoisers, PrefixDenoiser, PrefixLm, SpanCorruption
 from lmx.objectives.fill_in_the_middle import FillInTheMiddle
 from lmx.objectives.labelled import ExampleRows
 from lmx.objectives.masked_lm import MaskedLm, Nsp
@@ -206,6 +206,7 @@ def test_bad_files_and_tokenizers_are_named(pairs: DataConfig, documents: DataCo
         (SpanCorruption(), BERT, "but a bert sees the whole text"),
         (SpanCorruption(sentinels=2), ENCODER_DECODER, "more than objective.sentinels 2"),
         (Denoisers(denoisers=()), ENCODER_DECODER, "objective.denoisers is empty"),
+        (Denoisers(denoisers=(PrefixDenoiser(share=1.0),)), ENCODER_DECODER, "has share 1.0, expected a share between"),
         (SeqToSeq(target_length=99), ENCODER_DECODER, "target_length is 99"),
         (SeqToSeq(), replace(GPT2, task="sequence_classification"), "model.task is 'sequence_classification'"),
     ],

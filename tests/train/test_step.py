@@ -12,6 +12,7 @@ from lmx.experiment import Experiment, TrainConfig
 from lmx.models.families.bert import Bert
 from lmx.models.families.gpt2 import Gpt2
 from lmx.models.families.llama import Llama
+from lmx.models.specs import noisy
 from lmx.nn.position import Rope
 from lmx.objectives.classification import Classification, Regression
 from lmx.objectives.labelled import Labelled
@@ -136,6 +137,14 @@ def test_dropout_on_a_mesh_equals_one_device():
     (_, one), (_, many) = (run(replace(BASE, model=gpt2), 1, sizes) for sizes in ((1, 1, 1), (2, 2, 2)))
     assert many[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-5)
     assert many[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-5)
+
+
+def test_a_step_draws_what_the_configuration_says(whole):
+    drawn = {"stochastic_depth": ("depth", 0.5), "token_dropout": ("drop", 0.25), "token_swap": ("swap", 0.125)}
+    for name, (what, rate) in drawn.items():
+        assert changed(**{name: rate}).spec() == noisy(LLAMA.spec(), **{what: rate}) != LLAMA.spec()
+    _, metrics = run(changed(**{name: rate for name, (_, rate) in drawn.items()}), 1)
+    assert metrics[0]["loss"] != pytest.approx(whole[1][0]["loss"], rel=1e-4)
 
 
 def test_parameters_are_cut_by_the_rules():

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from lmx.data import config
 from lmx.data.builders import files, tables
 from lmx.data.builders.base import DocumentsBuilder, Span
-from lmx.data.chat import check_messages
+from lmx.data.chat import check_messages, is_learned
 from lmx.errors import UserError
 
 Record = dict[str, str]
@@ -157,8 +157,12 @@ def chat(source: config.Chats, row: Columns) -> Record:
         check_messages(messages)
     except UserError as error:
         raise row.wrong(source.messages_column, 'a list of {"role": ..., "content": ...}') from error
-    if not any(message["role"] == "assistant" for message in messages):
-        raise Empty(f"{source.messages_column} (no message of the assistant)")
+    try:
+        learned = [is_learned(message) for message in messages]
+    except UserError as error:
+        raise UserError(f"{row.place}: {error}") from error
+    if not any(learned):
+        raise Empty(f"{source.messages_column} (no message of the assistant to learn)")
     text = json.dumps(messages, ensure_ascii=False)
     return {"text": text, "example": json.dumps({"messages": messages})}
 
