@@ -290,7 +290,7 @@ def test_chats_that_are_cut_before_what_is_learned_are_counted_and_refused(tmp_p
     )
     found = prepared.stats(every)["sources"]["chats"]
     assert (found["untaught"], found["truncated"]) == (12, 12)
-    assert "12 of 24 are left out: truncated to a row, they hold nothing to learn" in prepared.notes(every)[1]
+    assert "12 of 24 are left out: truncated to a row, they hold nothing to learn" in " ".join(prepared.notes(every))
     rows = train_rows(prepared, length=every, seed=0)
     assert all((rows[i]["target_segments"] > 0).any() for i in range(len(prepared.plan(0, "train", every))))
     with pytest.raises(UserError, match=r"all \d+ training examples of the source chats hold nothing to learn"):
