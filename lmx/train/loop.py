@@ -20,6 +20,7 @@ from lmx.train.diagnosis import not_finite_error
 from lmx.train.evaluation import EarlyStopping, HeldOut, Sampler, Translator, eval_values
 from lmx.train.ledger import Ledger
 from lmx.train.metrics import Recorder, StepClock, Values, open_log
+from lmx.train.outage import Outage
 from lmx.train.progress import Display
 from lmx.train.signals import StopSignal
 from lmx.train.state import TrainState, saved
@@ -76,7 +77,7 @@ class Loop:
     ):
         self.experiment, self.run, self.sharding, self.prepared = experiment, run, sharding, prepared
         self.checkpointer, self.display, self.stop, self.profile = checkpointer, display, stop, profile
-        self.ledger, self.stragglers = ledger, Stragglers(run)
+        self.ledger, self.stragglers, self.outage = ledger, Stragglers(run), Outage(stop)
         self.recorder = Recorder(StepClock(experiment.train.batch * experiment.train.length))
         self.early = EarlyStopping(experiment.eval)
         self.held_out = HeldOut(experiment, sharding, prepared)
@@ -88,7 +89,7 @@ class Loop:
     def train(self, state: TrainState, start: int, meta: dict[str, Any]) -> TrainState:
         """Trains from step ``start`` to the end; raises Interrupted, after saving, when a signal asks for it."""
         self.early = replace(self.early, **meta.get("early_stopping", {}))
-        self.log = open_log(self.run, start)
+        self.log = open_log(self.run, start, meta.get("unlogged", ""))
         experiment, place = self.experiment, self.sharding.named(BATCH)
         layout = experiment.layout(self.prepared.tokenizer)
         rows = train_rows(self.prepared, length=layout, seed=experiment.train.seed)
@@ -99,7 +100,8 @@ class Loop:
             with loader:
                 return self._steps(state, start, loader)
         finally:
-            self.log.close()
+            with self.outage.noted():
+                self.log.close()
             if self.profile:
                 self.profile.close()
 
@@ -156,13 +158,14 @@ class Loop:
             ends |= self.early.stops(extra["eval_loss"])
         self._note(ready, state, extra)
         if sample or ends:
-            with self.ledger.phase("evaluation"):
+            with self.ledger.phase("evaluation"), self.outage.noted():
                 self.sampler.write(done, state.for_eval)
         if save or ends:
             self._save(done, state, wait=interrupted)
         elif save_locally:
             self._save(done, state, locally=True)
         if interrupted:
+            self.outage.end(done)
             what = f"stopped by {self.stop.received} after step {done}, saved in {self.run.path}"
             raise Interrupted(located(f"{what}; run the same command again to go on"))
         self.recorder.clock.restart()
@@ -176,14 +179,15 @@ class Loop:
             return values | {"eval_seconds": time.perf_counter() - started}
 
     def _save(self, done: int, state: TrainState, *, wait: bool = False, locally: bool = False) -> None:
-        meta = {"step": done, "early_stopping": self.early.state()}
+        meta = {"step": done, "early_stopping": self.early.state(), "unlogged": self.log.unlogged}
         tier = self.checkpointer.local if locally else self.checkpointer
         assert tier is not None
         with self.ledger.phase("checkpoint"):
             tier.save(done, saved(self.experiment, state), meta)
             if wait:
                 self.checkpointer.wait()
-        self.ledger.note(done, now=True)
+        with self.outage.noted():
+            self.ledger.note(done, now=True)
 
     def _note(self, ready: tuple[int, Values] | None, state: TrainState, extra: Values | None = None) -> None:
         """Shows and logs a step whose result exists; ends the run when too many were skipped."""
@@ -195,15 +199,18 @@ class Loop:
             bool(extra) or step % train.log_every == 0 or step in (1, train.steps) or values["skipped_in_a_row"] > 0
         )
         self.stragglers.add(self.recorder.own_seconds)
-        times = self.stragglers.exchange(step, values["step_seconds"]) if logged else None
-        self.display.step(step, values, logged=logged, remark=times.straggler() if times else "")
-        self.ledger.note(step)
         self.speeds.append(values["tokens_per_second"])
-        if logged:
-            self.last = {**values, **(times.values() if times else {}), **(extra or {})}
-            self.log.write(step, self.last)
-        if extra:
-            self.display.say(f"step {step}: held-out {in_words(extra, 'eval_')}")
+        times = self.stragglers.exchange(values["step_seconds"]) if logged else None
+        with self.outage.noted():
+            if logged:
+                self.last = {**values, **(times.values() if times else {}), **(extra or {})}
+                self.log.write(step, self.last)
+            if times:
+                self.stragglers.write(step, times)
+            self.ledger.note(step)
+            self.display.step(step, values, logged=logged, remark=times.straggler() if times else "")
+            if extra:
+                self.display.say(f"step {step}: held-out {in_words(extra, 'eval_')}")
         if values["skipped_in_a_row"] >= train.max_skipped:
             raise not_finite_error(
                 self.experiment,

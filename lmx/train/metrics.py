@@ -3,16 +3,16 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 from lmx.experiment import RunDir
 from lmx.sharding.processes import is_first
+from lmx.train.appended import Appended, Scalars
 from lmx.train.step import Metrics
 
 Values = dict[str, float]
@@ -81,30 +81,49 @@ class Recorder:
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl and TensorBoard; opened at a step, it first drops what was written after that step."""
+    """Appends to metrics.jsonl and TensorBoard; opened at a step, it first drops what was written after that step.
 
-    def __init__(self, run: RunDir, step: int):
-        cut_back(run.metrics, step)
+    Args:
+      run: whose files they are.
+      step: the last one that stays.
+      unlogged: lines that an earlier attempt could not write, as :attr:`unlogged` had them.
+    """
+
+    def __init__(self, run: RunDir, step: int, unlogged: str = ""):
+        kept = cut_back(run.metrics, step)
         cut_back(run.samples, step)
         cut_back(run.hosts, step)
-        self._file = run.metrics.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1)
+        self._lines = Appended(run.metrics)
+        self._board = Scalars(run.path / "tensorboard", step + 1)
+        for line in unlogged.splitlines():
+            if line not in kept:
+                values = json.loads(line)
+                self.write(values.pop("step"), values)
 
     def write(self, step: int, values: Values) -> None:
-        """One line: the step and the values."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        """One line: the step and the values. Raises OSError if it could not be written; the next write tries again."""
+        try:
+            self._lines.add((json.dumps({"step": step, **values}) + "\n").encode())
+        finally:
+            self._board.add(step, values)
+
+    @property
+    def unlogged(self) -> str:
+        """The lines that could not be written yet: a checkpoint keeps them."""
+        return self._lines.left.decode()
 
     def close(self) -> None:
-        """Flushes and closes both."""
-        self._file.close()
-        self._board.close()
+        """Closes both; raises OSError if something is still not written."""
+        try:
+            self._lines.close()
+        finally:
+            self._board.close()
 
 
 class NoLog:
     """The log of all processes but the first."""
+
+    unlogged = ""
 
     def write(self, step: int, values: Values) -> None:
         """Keeps nothing."""
@@ -113,15 +132,15 @@ class NoLog:
         """Has nothing to close."""
 
 
-def open_log(run: RunDir, step: int) -> MetricsLog | NoLog:
+def open_log(run: RunDir, step: int, unlogged: str) -> MetricsLog | NoLog:
     """This process's log, from ``step`` on."""
-    return MetricsLog(run, step) if is_first() else NoLog()
+    return MetricsLog(run, step, unlogged) if is_first() else NoLog()
 
 
 def append_json(file: Path, value: dict[str, Any]) -> None:
-    """Adds one line to a JSONL file."""
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(value) + "\n")
+    """Adds one line to a JSONL file, or nothing: then it raises OSError."""
+    with closing(Appended(file)) as stream:
+        stream.add((json.dumps(value) + "\n").encode())
 
 
 def last_values(file: Path) -> Values:
@@ -129,14 +148,16 @@ def last_values(file: Path) -> Values:
     return dict(json.loads(file.read_text(encoding="utf-8").splitlines()[-1]))
 
 
-def cut_back(file: Path, step: int) -> None:
-    """Drops the lines of later steps, and a last line that a crash cut off; the rest is replaced at once."""
+def cut_back(file: Path, step: int) -> list[str]:
+    """Drops the lines of later steps, and a last line that a crash cut off; the rest, which it returns, is replaced at
+    once."""
     if not file.exists():
-        return
+        return []
     kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _belongs(line, step)]
     temporary = file.with_suffix(".tmp")
     temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     temporary.replace(file)
+    return kept
 
 
 def _belongs(line: str, step: int) -> bool:

@@ -88,6 +88,7 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
                 state = loop.train(state, start, meta)
             ledger.enter("checkpoint")
             checkpointer.wait()
+            loop.outage.end(int(state.step))
             if local is not None:
                 local.close(remove=True)
             ledger.enter("finish")

@@ -23,6 +23,7 @@ from lmx.experiment import EvalConfig, Experiment, RunDir, SampleConfig, TrainCo
 from lmx.models.families.llama import Llama
 from lmx.optim.schedule import Schedule
 from lmx.train import run as run_module
+from lmx.train.appended import Appended
 from lmx.train.loop import Loop
 from lmx.train.metrics import MetricsLog
 from lmx.train.run import RunOptions, train
@@ -358,3 +359,23 @@ def test_a_full_disk_costs_the_new_checkpoint_only(
             train(longer, copy.path, options)
     assert load_subtree(copy.checkpoints, "params").step == STEPS
     assert train(longer, copy.path)["steps"] == 16
+
+
+def test_a_full_disk_under_the_metrics_saves_the_run_ends_it_and_loses_no_line(
+    tiny: Experiment, finished: Any, fresh: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = Appended.add
+
+    def full(self: Appended, record: bytes) -> None:
+        if self._path == fresh.metrics and (b'"step": 6' in record or self.left):
+            self.left += record
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        add(self, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Appended, "add", full)
+        with pytest.raises(LmxError, match=r"metrics\.jsonl could not be written: No space.* saved after step 7"):
+            train(tiny, fresh.path)
+    assert [line["step"] for line in metrics(fresh)] == [1, 2, 3, 4, 5]
+    train(tiny, fresh.path)
+    assert_same(fresh, finished[0])
