@@ -103,6 +103,17 @@ class SampleConfig:
     temperature: Annotated[float, NOT_NEGATIVE] = 0.8
     """0 takes the likeliest token."""
 
+    def check(self, model: ModelConfig) -> None:
+        """Raises UserError if such a model cannot continue prompts by so many tokens."""
+        spec = model.spec()
+        if self.prompts and (spec.head is None or (spec.encoder is None and spec.stack.looks_ahead)):
+            raise UserError(
+                f"sample.prompts is {self.prompts!r}, but a {model.family} with model.task {model.task!r} continues no "
+                "text; leave it empty"
+            )
+        if self.prompts and self.tokens >= model.context:
+            raise UserError(f"sample.tokens is {self.tokens}, expected less than model.context {model.context}")
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -139,6 +150,7 @@ class Experiment:
         self.eval.check()
         self.schedule.check(train.steps)
         self.model.spec()
+        self.sample.check(self.model)
         self._check_trained()
         self.objective.check(self.model, train.length)
 

@@ -15,6 +15,7 @@ from lmx.config import Change, diff, from_data, to_data
 from lmx.data.config import LocalFiles, PythonStdlib
 from lmx.errors import UserError
 from lmx.experiment import EvalConfig, Experiment, SampleConfig, TrainConfig
+from lmx.models.families.bert import Bert
 from lmx.objectives.next_token import NextToken
 from lmx.optim.catalogue import AdEMAMix, Muon
 from lmx.optim.optimizer import AdamW
@@ -51,6 +52,11 @@ def test_every_recipe_is_sound_and_goes_to_a_file_and_back_exactly(name: str, tm
     assert back == experiment
     assert type(back.model) is type(experiment.model)
     assert diff(experiment, back) == ()
+
+
+def test_the_quickstart_saves_while_it_trains() -> None:
+    quickstart = RECIPES["quickstart.py:quickstart"]()
+    assert 0 < quickstart.checkpoint.every < quickstart.train.steps / 2
 
 
 def test_the_recipes_of_the_readme_are_there() -> None:
@@ -146,6 +152,16 @@ def test_files_that_are_no_configuration_are_named(tmp_path: Path) -> None:
         ("eval", EvalConfig(every=0, patience=2), "eval.patience is 2, but eval.every is 0"),
         ("sample", SampleConfig(temperature=-1.0), "sample.temperature is -1.0"),
         ("sample", SampleConfig(tokens=0), "sample.tokens is 0, expected at least 1"),
+        (
+            "sample",
+            SampleConfig(prompts=("a",), tokens=1024),
+            "sample.tokens is 1024, expected less than",
+        ),
+        (
+            "model",
+            Bert(),
+            "a bert with model.task 'token_prediction' continues no text",
+        ),
         ("schedule", Schedule(peak=-1.0), "schedule.peak is -1.0, expected at least 0"),
         ("schedule", Schedule(peak=math.nan), "schedule.peak is nan"),
         ("schedule", Schedule(final=1.5), "schedule.final is 1.5, expected at least 0 and at most 1"),
@@ -163,7 +179,7 @@ def test_files_that_are_no_configuration_are_named(tmp_path: Path) -> None:
 )
 def test_numbers_that_make_no_sense_are_refused_by_name(part: str, value: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        replace(Experiment(), **{part: value}).check()
+        replace(Experiment(sample=SampleConfig(prompts=("a",))), **{part: value}).check()
 
 
 def test_what_a_configuration_cannot_hold_is_refused() -> None:

@@ -98,12 +98,19 @@ class Loop:
             self.ledger.train(start)
         try:
             with loader:
+                self._catch_up(start, state)
                 return self._steps(state, start, loader)
         finally:
             with self.outage.noted():
                 self.log.close()
             if self.profile:
                 self.profile.close()
+
+    def _catch_up(self, start: int, state: TrainState) -> None:
+        """Writes the samples of the step that the run goes on from, if it ended between the save and them."""
+        last = self.early.stopped or start == self.experiment.train.steps
+        if start and (last or _due(self.experiment.sample.every, start)) and not self.sampler.wrote(start):
+            self._sample(start, state)
 
     def _steps(self, state: TrainState, start: int, loader: Loader) -> TrainState:
         compiled: Any = None
@@ -157,19 +164,22 @@ class Loop:
             extra = self._evaluated(state)
             ends |= self.early.stops(extra["eval_loss"])
         self._note(ready, state, extra)
-        if sample or ends:
-            with self.ledger.phase("evaluation"), self.outage.noted():
-                self.sampler.write(done, state.for_eval)
         if save or ends:
             self._save(done, state, wait=interrupted)
         elif save_locally:
             self._save(done, state, locally=True)
+        if sample or ends:  # after the save: whatever fails here loses no step
+            self._sample(done, state)
         if interrupted:
             self.outage.end(done)
             what = f"stopped by {self.stop.received} after step {done}, saved in {self.run.path}"
             raise Interrupted(located(f"{what}; run the same command again to go on"))
         self.recorder.clock.restart()
         return ends
+
+    def _sample(self, done: int, state: TrainState) -> None:
+        with self.ledger.phase("evaluation"), self.outage.noted():
+            self.sampler.write(done, state.for_eval)
 
     def _evaluated(self, state: TrainState) -> Values:
         with self.ledger.phase("evaluation"):

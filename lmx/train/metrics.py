@@ -137,10 +137,16 @@ def open_log(run: RunDir, step: int, unlogged: str) -> MetricsLog | NoLog:
     return MetricsLog(run, step, unlogged) if is_first() else NoLog()
 
 
-def append_json(file: Path, value: dict[str, Any]) -> None:
-    """Adds one line to a JSONL file, or nothing: then it raises OSError."""
+def append_json(file: Path, *values: dict[str, Any]) -> None:
+    """Adds a line for each value to a JSONL file, or nothing: then it raises OSError."""
     with closing(Appended(file)) as stream:
-        stream.add((json.dumps(value) + "\n").encode())
+        stream.add("".join(json.dumps(value) + "\n" for value in values).encode())
+
+
+def steps_of(file: Path) -> set[int]:
+    """The steps that a JSONL file has lines of."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return {json.loads(line)["step"] for line in lines}
 
 
 def last_values(file: Path) -> Values:

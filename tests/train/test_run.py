@@ -18,6 +18,7 @@ from lmx.checkpoint.checkpointer import load_subtree
 from lmx.checkpoint.config import CheckpointConfig
 from lmx.data.config import DataConfig, LocalFiles, TrainedBpe
 from lmx.decode.convert import convert
+from lmx.decode.generate import Generator
 from lmx.errors import Interrupted, LmxError, UserError
 from lmx.experiment import EvalConfig, Experiment, RunDir, SampleConfig, TrainConfig
 from lmx.models.families.llama import Llama
@@ -359,6 +360,25 @@ def test_a_full_disk_costs_the_new_checkpoint_only(
             train(longer, copy.path, options)
     assert load_subtree(copy.checkpoints, "params").step == STEPS
     assert train(longer, copy.path)["steps"] == 16
+
+
+def test_what_fails_in_sampling_costs_no_step_and_is_done_again(
+    tiny: Experiment, finished: Any, copy: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(copy.checkpoints / str(STEPS))
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "generate", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(tiny, copy.path)
+    train(tiny, copy.path)
+    assert_same(copy, finished[0])
+    assert [line["step"] for line in metrics(copy)] == list(range(1, STEPS + 1))
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_training(tiny: Experiment, fresh: RunDir) -> None:
+    with pytest.raises(UserError, match=r"sample\.prompts: prompt 1 has \d+ tokens, which with 3 new ones exceeds"):
+        train(changed(tiny, "sample", prompts=("the", "the cat " * 30)), fresh.path)
+    assert not fresh.metrics.exists()
 
 
 def test_a_full_disk_under_the_metrics_saves_the_run_ends_it_and_loses_no_line(
