@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from lmx.errors import UserError
 from lmx.nn.module import Params
 from lmx.optim.matrices import Matrix, matrix_of
 from lmx.optim.names import is_axes, name_of
-from lmx.optim.optimizer import Optimizer
+from lmx.optim.optimizer import Optimizer, slow
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,11 @@ class Muon(Optimizer):
     eps: Annotated[float, POSITIVE] = 1e-8
     """Added to the root of AdamW's second moment, and to the norm that a matrix is divided by."""
 
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """AdamW's second moment, if it is slow."""
+        return slow(nu=self.b2)
+
     def scaling(self, axes: Params) -> optax.GradientTransformation:
         """Matrices -> rms * sqrt(longer side) * orthogonalised average; others as AdamW."""
         own = matrices(axes)
@@ -158,7 +163,10 @@ class Sophia(Optimizer):
     interval: Annotated[int, COUNT] = 10
     """Steps between estimates."""
 
-    exact: ClassVar[tuple[str, ...]] = ("nu",)
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """The Hessian's average, which moves once in some steps."""
+        return ("nu",)
 
     def scaling(self, axes: Params) -> optax.GradientTransformation:
         """Gradients -> clip(moment / max(gamma * hessian, eps), -1, 1); takes the loss as ``obj_fn``."""
@@ -185,7 +193,10 @@ class AdEMAMix(Optimizer):
     eps: Annotated[float, POSITIVE] = 1e-8
     """Added to the root of the second moment."""
 
-    exact: ClassVar[tuple[str, ...]] = ("m2", "nu")
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """The slow average, and a slow second moment."""
+        return "m2", *slow(nu=self.b2)
 
     def scaling(self, axes: Params) -> optax.GradientTransformation:
         """Gradients -> (fast + alpha * slow) / root of the second moment."""

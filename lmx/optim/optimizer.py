@@ -6,7 +6,7 @@ are in :mod:`lmx.optim.catalogue`.
 
 import abc
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from lmx.optim.names import check_patterns, matches, name_of
 from lmx.optim.placement import owners
 
 MomentDtype = Literal["float32", "bfloat16"]
+COARSE = 2.0**-6
+"""Averages of which a step replaces less than this part stay float32: bfloat16 numbers are 2**-8 apart, relatively, and
+what changes by less than half of that does not change at all. With b2 = 0.999 a second moment could only rise."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Optimizer(abc.ABC):
     clip_norm: Annotated[float, NOT_NEGATIVE] = 1.0
     """The gradient is scaled down to this global norm; 0 never does."""
     moments: MomentDtype = "float32"
-    """How the optimizer's moments are stored; they are updated in float32."""
+    """How the optimizer's moments are stored; they are updated in float32. With b2 above 0.984 the second moment stays
+    float32: its steps are too small for bfloat16."""
     layer_decay: Annotated[float, Within(0, 1, above=True)] = 1.0
     """Learning rates fall by this factor from layer to layer, from the heads down to the embeddings; 1: all equal."""
     rates: tuple[tuple[str, float], ...] = ()
@@ -49,8 +53,14 @@ class Optimizer(abc.ABC):
     """Patterns of the names of parameters that are not trained: they have no gradient, no moments, and stay as they
     are."""
 
-    exact: ClassVar[tuple[str, ...]] = ()
-    """Parts of the state that stay float32: averages over so many steps that each changes less than bfloat16 tells."""
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """Parts of the state that stay float32: averages over so many steps that each changes less than bfloat16 tells.
+
+        Rounding at random would keep them right on average in bfloat16, but off by some percent, and take a random
+        number for each parameter in every step.
+        """
+        return ()
 
     @abc.abstractmethod
     def scaling(self, axes: Params) -> optax.GradientTransformation:
@@ -94,9 +104,19 @@ class AdamW(Optimizer):
     eps: Annotated[float, POSITIVE] = 1e-8
     """Added to the root of the second moment."""
 
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """A slow second moment."""
+        return slow(nu=self.b2)
+
     def scaling(self, axes: Params) -> optax.GradientTransformation:
         """Gradients -> first moment / root of the second moment, both bias-corrected."""
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
+
+
+def slow(**decays: float) -> tuple[str, ...]:
+    """The names of the averages whose decay is too near to 1 for bfloat16."""
+    return tuple(name for name, decay in decays.items() if 1 - decay < COARSE)
 
 
 def stored_as(
