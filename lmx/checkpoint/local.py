@@ -102,7 +102,7 @@ class LocalTier:
         self.folder = self.root / f"process-{index()}"
         self._attempt = share(uuid.uuid4().hex)[0]
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="local-checkpoint")
-        self._pending: tuple[int, Future[None]] | None = None
+        self.pending: tuple[int, Future[None]] | None = None
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Writes this process's shards in the background, after waiting for the write before.
@@ -121,7 +121,7 @@ class LocalTier:
         ]
         content = {"attempt": self._attempt, "meta": meta, "leaves": described}
         arrays = [array for boxes in shards.values() for array in boxes.values()]
-        self._pending = step, self._pool.submit(self._write, step, content, arrays)
+        self.pending = step, self._pool.submit(self._write, step, content, arrays)
 
     def wait(self) -> None:
         """Returns when this process's last write is complete.
@@ -129,9 +129,9 @@ class LocalTier:
         Raises:
           LmxError: it failed.
         """
-        if self._pending is None:
+        if self.pending is None:
             return
-        (step, future), self._pending = self._pending, None
+        (step, future), self.pending = self.pending, None
         error = future.exception()
         if error is not None:
             raise LmxError(

@@ -151,6 +151,8 @@ class Loop:
     def _between(self, done: int, state: TrainState) -> bool:
         """Evaluates, samples and saves what is due after ``done`` steps; whether training ends here."""
         config, last = self.experiment, done == self.experiment.train.steps
+        if self.checkpointer.failing:
+            self.stop.leave("a save that failed")  # it is raised when this state is saved
         interrupted = not last and self.stop.asks(done)
         # Also when interrupted: a resumed run does not come back to this step.
         evaluate, sample = last or _due(config.eval.every, done), last or _due(config.sample.every, done)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -359,6 +360,28 @@ def test_a_full_disk_costs_the_new_checkpoint_only(
             train(longer, copy.path, options)
     assert load_subtree(copy.checkpoints, "params").step == STEPS
     assert train(longer, copy.path)["steps"] == 16
+
+
+def test_a_save_that_failed_is_noticed_at_the_next_step_which_is_saved(
+    tiny: Experiment, finished: Any, fresh: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between, write = Loop._between, manifest.write
+
+    def full(*_: Any) -> None:
+        monkeypatch.setattr(manifest, "write", write)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def patient(self: Loop, done: int, state: Any) -> bool:
+        while self.checkpointer._pending and not self.checkpointer._pending[1].done():
+            time.sleep(0.01)
+        return between(self, done, state)
+
+    monkeypatch.setattr(manifest, "write", full)
+    monkeypatch.setattr(Loop, "_between", patient)
+    with pytest.raises(LmxError, match=r"step 4 was not saved in .* the disk is full.*\(step 5 was saved\)"):
+        train(tiny, fresh.path)
+    train(tiny, fresh.path)
+    assert_same(fresh, finished[0])
 
 
 def test_what_fails_in_sampling_costs_no_step_and_is_done_again(
