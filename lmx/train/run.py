@@ -16,7 +16,6 @@ from lmx.checkpoint.local import LocalTier
 from lmx.data import cache
 from lmx.data.prepare import Prepared, prepare
 from lmx.decode.frozen import load_frozen
-from lmx.decode.sources import open_source, require_tokens
 from lmx.errors import LmxError, UserError
 from lmx.eval.compression import XzScore, xz_score
 from lmx.experiment import Experiment, RunDir
@@ -77,7 +76,7 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
         tell(joined=True, checkpoints=str(loading.absolute(run.checkpoints_of(experiment))))
         local = _local_tier(experiment, run)
         with Checkpointer(run.checkpoints_of(experiment), experiment.checkpoint, local) as checkpointer, together():
-            state, start, meta, more = start_state(experiment, run, sharding, checkpointer)
+            state, start, meta, more = start_state(experiment, run, sharding, checkpointer, prepared.tokenizer)
             state = replace(state, frozen=load_frozen(experiment, sharding, prepared))
             notes += found + _recorded(experiment, run, prepared, now) + more
             with _display(experiment, sharding, prepared, start, notes) as display:
@@ -164,14 +163,12 @@ def _met(experiment: Experiment, run: RunDir, seconds: float) -> str:
 
 
 def check_vocabulary(experiment: Experiment, prepared: Prepared) -> None:
-    """Raises UserError if the model has fewer tokens than the tokenizer, or starts from one with another tokenizer."""
+    """Raises UserError if the model has fewer tokens than the tokenizer."""
     if experiment.model.vocab < prepared.tokenizer.vocab_size:
         raise UserError(
             f"model.vocab {experiment.model.vocab} is smaller than the tokenizer's {prepared.tokenizer.vocab_size} "
             f"tokens; set --model.vocab {prepared.tokenizer.vocab_size} or more"
         )
-    if experiment.init_from:
-        require_tokens(open_source(Path(experiment.init_from)), prepared.tokenizer, "init_from")
 
 
 def _summary(

@@ -302,9 +302,13 @@ def test_a_second_trainer_of_the_same_run_is_refused(tiny: Experiment, copy: Run
         train(tiny, copy.path)
 
 
-def test_init_from_takes_the_averaged_weights_and_nothing_else(tiny: Experiment, finished: Any, fresh: RunDir) -> None:
-    still = replace(tiny, schedule=Schedule(peak=0.0, warmup=0), init_from=str(finished[0].path))
+def test_init_from_takes_the_averaged_weights_and_nothing_else_and_only_once(
+    tiny: Experiment, copy: RunDir, finished: Any, fresh: RunDir
+) -> None:
+    still = replace(tiny, schedule=Schedule(peak=0.0, warmup=0), init_from=str(copy.path))
     summary = train(changed(still, "train", steps=1), fresh.path)
+    shutil.rmtree(copy.path)
+    assert train(changed(still, "train", steps=1), fresh.path)["steps"] == 1
     assert summary["steps"] == 1
     assert arrays(fresh, "params", 1) == arrays(finished[0], "ema")
     assert summary["eval_loss"] == pytest.approx(finished[1]["eval_loss"], rel=1e-6)
