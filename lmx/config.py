@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lmx.errors import UserError
+from lmx.files import write_json
 
 T = TypeVar("T")
 TYPE_KEY = "type"
@@ -172,8 +173,8 @@ def check_numbers(config: Any, path: str = "") -> None:
 
 
 def save(config: Any, file: Path | str) -> None:
-    """Writes a configuration as JSON."""
-    Path(file).write_text(json.dumps(to_data(config), indent=2) + "\n", encoding="utf-8")
+    """Writes a configuration as JSON, durably."""
+    write_json(file, to_data(config))
 
 
 def load(cls: type[T], file: Path | str) -> T:

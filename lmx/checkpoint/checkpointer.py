@@ -31,6 +31,7 @@ from lmx.checkpoint.config import CheckpointConfig
 from lmx.checkpoint.loading import META, SAVING, STATE, Restored, Skipped, load_subtree
 from lmx.checkpoint.local import NOWHERE, LocalTier
 from lmx.errors import LmxError
+from lmx.files import write_durably
 from lmx.sharding.processes import count, post, posted, share
 
 LOOK = 0.5
@@ -218,14 +219,14 @@ class Checkpointer:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(self.directory)
-        manifest.write_durably(self.directory / SAVING, f"{step}\n")
+        write_durably(self.directory / SAVING, f"{step}\n")
         _remove(self.directory / str(step))
 
     def _finish(self, step: int, written: Callable[[], None], note: str) -> None:
         try:
             written()
             if jax.process_index() == 0:
-                manifest.write_durably(self.directory / str(step) / META, note)
+                write_durably(self.directory / str(step) / META, note)
                 manifest.write(self.directory / str(step), step)
         except BaseException as error:
             if count() > 1:

@@ -11,6 +11,7 @@ from orbax.checkpoint import v1
 
 from lmx.checkpoint import manifest, tree
 from lmx.errors import LmxError, UserError
+from lmx.files import is_local
 from lmx.sharding.processes import share
 
 META, STATE, SAVING = "meta.json", "state", "saving"
@@ -70,7 +71,7 @@ def load_subtree(
 def absolute(directory: str | os.PathLike[str]) -> epath.Path:
     """The directory as Orbax wants it: a local path from the root, or an object store's address as it is."""
     path = epath.Path(directory)
-    return path.expanduser().resolve() if manifest.is_local(path) else path
+    return path.expanduser().resolve() if is_local(path) else path
 
 
 def listed(directory: epath.Path) -> tuple[int, ...]:

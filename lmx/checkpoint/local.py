@@ -28,6 +28,7 @@ from etils import epath
 from lmx.checkpoint import loading, manifest, tree
 from lmx.checkpoint.loading import Restored, Skipped
 from lmx.errors import LmxError
+from lmx.files import write_durably
 from lmx.sharding.processes import index, located, share
 
 KEEP = 2
@@ -197,7 +198,7 @@ class LocalTier:
         with (folder / DATA).open("wb") as file:
             for array in arrays:
                 file.write(array.tobytes())
-        manifest.write_durably(folder / CONTENT, json.dumps(content))
+        write_durably(folder / CONTENT, json.dumps(content))
         manifest.write(folder, step)
         older = [s for s in loading.listed(self.folder) if s <= step]
         for other in set(loading.listed(self.folder)) - set(older[-KEEP:]):

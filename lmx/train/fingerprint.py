@@ -1,6 +1,5 @@
 """What bitwise repetition depends on: recorded in the run, compared when it goes on."""
 
-import json
 import os
 import platform
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from jax.sharding import Mesh
 from lmx.data.prepare import Prepared
 from lmx.errors import UserError
 from lmx.experiment import RunDir
+from lmx.files import read_json
 
 DATA_KEYS = ("data", "tokenizer")
 
@@ -37,11 +37,12 @@ def compare(run: RunDir, now: dict[str, Any]) -> list[str]:
     """What differs from when the run was last trained, apart from its data, as sentences.
 
     Raises:
-      UserError: the data or the tokenizer are not those that the run has been trained on.
+      UserError: the data or the tokenizer are not those that the run has been trained on, or what was recorded is
+        damaged.
     """
     if not run.fingerprint.exists():
         return []
-    before = json.loads(run.fingerprint.read_text(encoding="utf-8"))
+    before = read_json(run.fingerprint)
     changed = [key for key in now if before.get(key) != now[key]]
     lost = [key for key in changed if key in DATA_KEYS]
     if lost:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from lmx.experiment import RunDir
+from lmx.files import write_durably
 from lmx.sharding.processes import is_first
 from lmx.train.appended import Appended, Scalars
 from lmx.train.step import Metrics
@@ -160,9 +161,7 @@ def cut_back(file: Path, step: int) -> list[str]:
     if not file.exists():
         return []
     kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _belongs(line, step)]
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(file)
+    write_durably(file, "".join(line + "\n" for line in kept))
     return kept
 
 

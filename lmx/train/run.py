@@ -19,6 +19,7 @@ from lmx.decode.frozen import load_frozen
 from lmx.errors import LmxError, UserError
 from lmx.eval.compression import XzScore, xz_score
 from lmx.experiment import Experiment, RunDir
+from lmx.files import read_json, write_durably, write_json
 from lmx.kernels.roofline import quick_matmul_flops_per_second
 from lmx.report.goodput import read_goodput
 from lmx.sharding.launchers import START_SECONDS
@@ -31,7 +32,7 @@ from lmx.train.ledger import Ledger
 from lmx.train.loop import Loop, Profile
 from lmx.train.metrics import last_values
 from lmx.train.progress import Display
-from lmx.train.rundir import check_run, locked, write_json
+from lmx.train.rundir import check_run, locked
 from lmx.train.signals import StopSignal
 from lmx.train.start import start_state
 from lmx.train.state import TrainState, pipeline_plan, state_shardings
@@ -148,7 +149,7 @@ def _local_tier(experiment: Experiment, run: RunDir) -> LocalTier | None:
     if not directory:
         return None
     if is_first() and not run.identity.exists():
-        run.identity.write_text(uuid.uuid4().hex, encoding="utf-8")
+        write_durably(run.identity, uuid.uuid4().hex)
     return LocalTier(directory, share(run.identity.read_text(encoding="utf-8") if is_first() else "")[0])
 
 
@@ -184,8 +185,8 @@ def _summary(
     done = int(state.step)
     if not is_first():
         return {"run_dir": str(run.path), "steps": done}
-    if not loop.last and run.summary.exists() and cache.read_json(run.summary)["steps"] == done:
-        return cast(dict[str, Any], cache.read_json(run.summary)) | _report(run)
+    if not loop.last and run.summary.exists() and read_json(run.summary)["steps"] == done:
+        return cast(dict[str, Any], read_json(run.summary)) | _report(run)
     last = loop.last or last_values(run.metrics)  # killed between its last step and here, it has no steps to do
     summary: dict[str, Any] = {
         "run_dir": str(run.path),

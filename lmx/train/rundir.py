@@ -1,10 +1,8 @@
 """Opening a run directory: a new one, or one to go on with, never one of another experiment."""
 
 import fcntl
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from etils import epath
 
@@ -51,11 +49,6 @@ def locked(run: RunDir) -> Iterator[None]:
                 f"another process is training in {run.path}; wait for it, or choose another --run-dir"
             ) from error
         yield
-
-
-def write_json(path: Any, value: Any) -> None:
-    """Writes JSON for people to read too."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _has_checkpoints(run: RunDir) -> bool:
