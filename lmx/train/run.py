@@ -32,7 +32,7 @@ from lmx.train.ledger import Ledger
 from lmx.train.loop import Loop, Profile
 from lmx.train.metrics import last_values
 from lmx.train.progress import Display
-from lmx.train.rundir import check_run, locked
+from lmx.train.rundir import check_run, has_checkpoints, locked
 from lmx.train.signals import StopSignal
 from lmx.train.start import start_state
 from lmx.train.state import TrainState, pipeline_plan, state_shardings
@@ -112,7 +112,7 @@ def _prepared(
     now = fingerprint(sharding.mesh, prepared)
     with agreed():
         if is_first():
-            notes += compare(run, now)
+            notes += compare(run, now) if has_checkpoints(run) else []
             if not run.experiment.exists():
                 config.save(experiment, run.experiment)
             prepared.save_tokenizer(run.tokenizer)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from etils import epath
 
 from lmx import config
+from lmx.checkpoint import manifest
 from lmx.errors import UserError
 from lmx.experiment import HARMLESS, Experiment, RunDir
 
@@ -27,7 +28,7 @@ def check_run(run: RunDir, experiment: Experiment, allowed: Sequence[str]) -> No
     if not run.experiment.exists():
         if any(p.name != LOCK for p in run.path.iterdir()):
             raise UserError(f"--run-dir {run.path} holds files but no run; choose an empty or a new directory")
-    elif _has_checkpoints(run):  # before the first there is nothing to alter
+    elif has_checkpoints(run):  # before the first there is nothing to alter
         _refuse_changes(run, experiment, allowed)
 
 
@@ -51,10 +52,14 @@ def locked(run: RunDir) -> Iterator[None]:
         yield
 
 
-def _has_checkpoints(run: RunDir) -> bool:
+def has_checkpoints(run: RunDir) -> bool:
+    """Whether the run in this directory was ever saved."""
+    if not run.experiment.exists():
+        return False
     experiment = run.load_experiment()
     local = run.local_checkpoints_of(experiment)
-    return epath.Path(run.checkpoints_of(experiment)).exists() or (local is not None and local.exists())
+    saved = epath.Path(run.checkpoints_of(experiment)).glob(f"*/{manifest.FILE}")
+    return any(saved) or (local is not None and local.exists())
 
 
 def _refuse_changes(run: RunDir, experiment: Experiment, allowed: Sequence[str]) -> None:

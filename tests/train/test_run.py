@@ -277,12 +277,18 @@ def test_changes_that_learning_does_not_depend_on_are_allowed(tiny: Experiment, 
     assert train(changed(tiny, "eval", every=3), copy.path)["steps"] == STEPS
 
 
-def test_data_that_changed_under_a_run_is_refused(tiny: Experiment, copy: RunDir, corpus: Path) -> None:
+def test_data_that_changed_under_a_run_is_refused_if_it_was_ever_saved(
+    tiny: Experiment, copy: RunDir, corpus: Path
+) -> None:
     new = corpus / "new.txt"
     new.write_text("a document that was not there before")
     try:
         with pytest.raises(UserError, match=r"the text or the tokenizer changed.*--run-dir"):
             train(tiny, copy.path)
+        for step in (4, 8):
+            lose(copy.checkpoints / str(step))
+        cut_off(copy.checkpoints / "12")
+        assert train(changed(tiny, "train", steps=3), copy.path)["steps"] == 3
     finally:
         new.unlink()
 
