@@ -11,7 +11,7 @@ from lmx.checkpoint.checkpointer import Checkpointer
 from lmx.data.loader import Loader
 from lmx.data.prepare import Prepared
 from lmx.data.rows import train_rows
-from lmx.errors import Interrupted
+from lmx.errors import Interrupted, UserError
 from lmx.eval.perplexity import in_words
 from lmx.experiment import Experiment, RunDir
 from lmx.sharding.processes import located
@@ -37,9 +37,23 @@ class Profile:
     directory: Path
     running: bool = False
 
+    def check(self, steps: int) -> None:
+        """Raises UserError unless these are steps of a run of so many."""
+        if not 1 <= self.first <= self.last <= steps:
+            raise UserError(
+                f"--profile is {self.first} {self.last}, expected a first and a last step from 1 to train.steps {steps}"
+            )
+
+    def check_start(self, start: int) -> None:
+        """Raises UserError if a run that goes on after ``start`` has these steps behind it, and no trace of them."""
+        if self.last <= start and not self.directory.exists():
+            raise UserError(
+                f"--profile is {self.first} {self.last}, but the run goes on after step {start}: name later steps"
+            )
+
     def before(self, step: int) -> None:
-        """Starts the trace before its first step."""
-        if step == self.first:
+        """Starts the trace before the first of its steps that is still to do."""
+        if self.first <= step <= self.last and not self.running:
             jax.profiler.start_trace(str(self.directory))
             self.running = True
 

@@ -68,6 +68,9 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
     """
     experiment.check()
     run = RunDir(run_dir)
+    profile = options.profile and Profile(*options.profile, run.path / "profile")
+    if profile:
+        profile.check(experiment.train.steps)
     ledger = Ledger(run.path if is_first() else None, options.began)
     notes = [_met(experiment, run, options.start_seconds)] if count() > 1 else []
     sharding = Sharding(build_mesh(experiment.mesh), experiment.rules)
@@ -78,10 +81,11 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
         local = _local_tier(experiment, run)
         with Checkpointer(run.checkpoints_of(experiment), experiment.checkpoint, local) as checkpointer, together():
             state, start, meta, more = start_state(experiment, run, sharding, checkpointer, prepared.tokenizer)
+            if profile:
+                profile.check_start(start)
             state = replace(state, frozen=load_frozen(experiment, sharding, prepared))
             notes += found + _recorded(experiment, run, prepared, now) + more
             with _display(experiment, sharding, prepared, start, notes) as display:
-                profile = options.profile and Profile(*options.profile, run.path / "profile")
                 loop = Loop(experiment, run, sharding, prepared, checkpointer, display, stop, ledger, profile)
                 began = time.perf_counter()
                 held.callback(ledger.close)

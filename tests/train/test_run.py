@@ -164,14 +164,30 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     assert_same(fresh, finished[0])
 
 
-def test_a_run_stopped_while_it_is_profiled_leaves_its_trace(
+def test_a_run_stopped_while_it_is_profiled_leaves_its_trace_and_the_rest_of_it_later(
     tiny: Experiment, fresh: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         stop_after_logging(patch, 3)
         with pytest.raises(Interrupted):
-            train(tiny, fresh.path, RunOptions(profile=(2, 12)))
-    assert list(fresh.path.rglob("*.xplane.pb"))
+            train(tiny, fresh.path, RunOptions(profile=(2, 5)))
+    assert len(list(fresh.path.rglob("*.xplane.pb"))) == 1
+    time.sleep(1)  # a trace is named after the second in which it began
+    train(tiny, fresh.path, RunOptions(profile=(2, 5)))
+    assert len(list(fresh.path.rglob("*.xplane.pb"))) == 2
+
+
+@pytest.mark.parametrize("steps", [(0, 3), (5, 2), (2, STEPS + 1)])
+def test_steps_that_cannot_be_profiled_are_refused(tiny: Experiment, fresh: RunDir, steps: tuple[int, int]) -> None:
+    with pytest.raises(UserError, match=f"--profile is {steps[0]} {steps[1]}, expected .* from 1 to train.steps"):
+        train(tiny, fresh.path, RunOptions(profile=steps))
+
+
+def test_steps_that_a_run_has_behind_it_are_not_profiled(tiny: Experiment, copy: RunDir) -> None:
+    with pytest.raises(UserError, match="--profile is 2 3, but the run goes on after step 12"):
+        train(tiny, copy.path, RunOptions(profile=(2, 3)))
+    (copy.path / "profile").mkdir()  # unless they were, by the command that now goes on
+    assert train(tiny, copy.path, RunOptions(profile=(2, 3)))["steps"] == STEPS
 
 
 def test_a_finished_run_started_again_changes_nothing(tiny: Experiment, finished: Any, copy: RunDir) -> None:
