@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lmx.errors import UserError
-from lmx.files import write_json
+from lmx.files import write_durably
 
 T = TypeVar("T")
 TYPE_KEY = "type"
@@ -174,7 +174,7 @@ def check_numbers(config: Any, path: str = "") -> None:
 
 def save(config: Any, file: Path | str) -> None:
     """Writes a configuration as JSON, durably."""
-    write_json(file, to_data(config))
+    write_durably(file, json.dumps(to_data(config), indent=2) + "\n")
 
 
 def load(cls: type[T], file: Path | str) -> T:

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, whatever ends the process or the machine."""
 
 import json
+import math
 import os
 from typing import Any
 
@@ -27,9 +28,14 @@ def write_durably(path: AnyPath, text: str) -> None:
         _flush_directory(folder)
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that every parser takes: numbers that are not finite, for which it has no word, become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
 def write_json(path: AnyPath, value: Any) -> None:
-    """Writes JSON for people to read too, durably."""
-    write_durably(path, json.dumps(value, indent=2) + "\n")
+    """Writes JSON (see :func:`json_text`) for people to read too, durably."""
+    write_durably(path, json_text(value, indent=2) + "\n")
 
 
 def read_json(path: AnyPath) -> Any:
@@ -47,6 +53,14 @@ def read_json(path: AnyPath) -> Any:
 def is_local(path: AnyPath) -> bool:
     """Whether ``path`` is on a file system and not in an object store."""
     return "://" not in os.fspath(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flush_directory(path: AnyPath) -> None:

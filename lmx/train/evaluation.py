@@ -1,5 +1,6 @@
 """Evaluation, early stopping and samples during training."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -57,8 +58,9 @@ class EarlyStopping:
     stopped: bool = False
 
     def stops(self, loss: float) -> bool:
-        """Takes an evaluation's loss; whether training should stop."""
-        if self.best is None or loss < self.best - self.config.min_improvement:
+        """Takes an evaluation's loss; one that is not a number is never better. Whether training should stop."""
+        best = math.inf if self.best is None else self.best
+        if loss < best - self.config.min_improvement:
             self.best, self.worse = loss, 0
         else:
             self.worse += 1

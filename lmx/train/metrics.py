@@ -1,6 +1,7 @@
 """What a run says of itself: metrics.jsonl and TensorBoard, read from the device one step late."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 
 from lmx.experiment import RunDir
-from lmx.files import write_durably
+from lmx.files import json_text, write_durably
 from lmx.sharding.processes import is_first
 from lmx.train.appended import Appended, Scalars
 from lmx.train.step import Metrics
@@ -84,6 +85,8 @@ class Recorder:
 class MetricsLog:
     """Appends to metrics.jsonl and TensorBoard; opened at a step, it first drops what was written after that step.
 
+    A number that is not finite is null in metrics.jsonl.
+
     Args:
       run: whose files they are.
       step: the last one that stays.
@@ -98,13 +101,13 @@ class MetricsLog:
         self._board = Scalars(run.path / "tensorboard", step + 1)
         for line in unlogged.splitlines():
             if line not in kept:
-                values = json.loads(line)
-                self.write(values.pop("step"), values)
+                values = numbers(json.loads(line))
+                self.write(int(values.pop("step")), values)
 
     def write(self, step: int, values: Values) -> None:
         """One line: the step and the values. Raises OSError if it could not be written; the next write tries again."""
         try:
-            self._lines.add((json.dumps({"step": step, **values}) + "\n").encode())
+            self._lines.add((json_text({"step": step, **values}) + "\n").encode())
         finally:
             self._board.add(step, values)
 
@@ -141,7 +144,7 @@ def open_log(run: RunDir, step: int, unlogged: str) -> MetricsLog | NoLog:
 def append_json(file: Path, *values: dict[str, Any]) -> None:
     """Adds a line for each value to a JSONL file, or nothing: then it raises OSError."""
     with closing(Appended(file)) as stream:
-        stream.add("".join(json.dumps(value) + "\n" for value in values).encode())
+        stream.add("".join(json_text(value) + "\n" for value in values).encode())
 
 
 def steps_of(file: Path) -> set[int]:
@@ -152,7 +155,12 @@ def steps_of(file: Path) -> set[int]:
 
 def last_values(file: Path) -> Values:
     """The values of metrics.jsonl's last line, its step among them."""
-    return dict(json.loads(file.read_text(encoding="utf-8").splitlines()[-1]))
+    return numbers(json.loads(file.read_text(encoding="utf-8").splitlines()[-1]))
+
+
+def numbers(values: dict[str, float | None]) -> Values:
+    """Values as they were before they became JSON, where those that are not finite are null."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def cut_back(file: Path, step: int) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lmx import config
 from lmx.checkpoint import loading
@@ -30,7 +30,7 @@ from lmx.sharding.rules import Sharding
 from lmx.train.fingerprint import compare, fingerprint
 from lmx.train.ledger import Ledger
 from lmx.train.loop import Loop, Profile
-from lmx.train.metrics import last_values
+from lmx.train.metrics import last_values, numbers
 from lmx.train.progress import Display
 from lmx.train.rundir import check_run, has_checkpoints, locked
 from lmx.train.signals import StopSignal
@@ -189,8 +189,8 @@ def _summary(
     done = int(state.step)
     if not is_first():
         return {"run_dir": str(run.path), "steps": done}
-    if not loop.last and run.summary.exists() and read_json(run.summary)["steps"] == done:
-        return cast(dict[str, Any], read_json(run.summary)) | _report(run)
+    if not loop.last and run.summary.exists() and (told := read_json(run.summary))["steps"] == done:
+        return told | numbers({name: told[name] for name in told if _learned(name)}) | _report(run)
     last = loop.last or last_values(run.metrics)  # killed between its last step and here, it has no steps to do
     summary: dict[str, Any] = {
         "run_dir": str(run.path),
@@ -199,7 +199,7 @@ def _summary(
         "training_seconds": seconds,
         "tokens_per_second": statistics.median(loop.speeds) if loop.speeds else None,
         "skipped_steps": int(state.skipped),
-        **{name: value for name, value in last.items() if name.startswith("eval_") or name == "loss"},
+        **{name: value for name, value in last.items() if _learned(name)},
     }
     if experiment.eval.xz:
         score = _cached_xz(prepared)
@@ -209,6 +209,11 @@ def _summary(
     summary["goodput"] = goodput.data() if goodput else None
     write_json(run.summary, summary)
     return summary | _report(run)
+
+
+def _learned(name: str) -> bool:
+    """Whether the summary takes this over from the metrics."""
+    return name.startswith("eval_") or name == "loss"
 
 
 def _cached_xz(prepared: Prepared) -> XzScore:

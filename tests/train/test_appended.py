@@ -1,6 +1,8 @@
 """Files that grow by whole records on a disk that is full for a moment."""
 
 import errno
+import json
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -11,9 +13,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from lmx.experiment import RunDir
+from lmx.experiment import EvalConfig, RunDir
 from lmx.train.appended import Appended
-from lmx.train.metrics import MetricsLog
+from lmx.train.evaluation import EarlyStopping
+from lmx.train.metrics import MetricsLog, last_values
 
 
 class Disk:
@@ -87,3 +90,26 @@ def test_a_log_on_a_full_disk_says_so_at_once_and_loses_nothing(tmp_path: Path) 
     ]
     MetricsLog(run, 29, unlogged).close()  # they were written after the checkpoint that keeps them
     assert len(run.metrics.read_text().splitlines()) == 29
+
+
+def test_numbers_that_are_not_finite_are_null_to_every_parser(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    log = MetricsLog(run, 0)
+    log.write(1, {"loss": math.nan, "grad_norm": math.inf, "learning_rate": 0.5})
+    log.close()
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    line = json.loads(run.metrics.read_text(), parse_constant=refuse)
+    assert line == {"step": 1, "loss": None, "grad_norm": None, "learning_rate": 0.5}
+    assert math.isnan(last_values(run.metrics)["loss"])
+
+
+def test_a_first_evaluation_that_is_not_a_number_is_not_the_best() -> None:
+    early = EarlyStopping(EvalConfig(every=1, patience=2))
+    assert not early.stops(math.nan)
+    assert not early.stops(3.0)
+    assert early.best == 3.0
+    assert not early.stops(4.0)
+    assert early.stops(math.nan)

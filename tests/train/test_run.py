@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,11 +18,13 @@ import pytest
 from lmx.checkpoint import manifest
 from lmx.checkpoint.checkpointer import load_subtree
 from lmx.checkpoint.config import CheckpointConfig
+from lmx.cli.train import describe
 from lmx.data.config import DataConfig, LocalFiles, TrainedBpe
 from lmx.decode.convert import convert
 from lmx.decode.generate import Generator
 from lmx.errors import Interrupted, LmxError, UserError
 from lmx.experiment import EvalConfig, Experiment, RunDir, SampleConfig, TrainConfig
+from lmx.files import write_json
 from lmx.models.families.llama import Llama
 from lmx.optim.schedule import Schedule
 from lmx.train import run as run_module
@@ -202,6 +205,12 @@ def test_a_run_killed_before_its_summary_still_gets_one(tiny: Experiment, finish
     summary = train(tiny, copy.path)
     kept = ("steps", "tokens", "loss", "eval_loss", "eval_bits_per_byte")
     assert {k: summary[k] for k in kept} == {k: finished[1][k] for k in kept}
+
+
+def test_a_summary_with_a_loss_that_was_not_finite_is_told_again(tiny: Experiment, copy: RunDir) -> None:
+    write_json(copy.summary, json.loads(copy.summary.read_text()) | {"eval_loss": math.nan})
+    assert json.loads(copy.summary.read_text())["eval_loss"] is None
+    assert "held-out loss nan" in describe(train(tiny, copy.path) | {"report": "here"}, copy.path)
 
 
 def lose(checkpoint: Path) -> None:
