@@ -164,7 +164,7 @@ def call_file(text: str, expected: type[Returned], what: str) -> Returned:
         returned = function()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"the {what} {text} raised {type(error).__name__}: {error}") from error
     if not isinstance(returned, expected):
         raise UserError(f"the {what} {text} returned {type(returned).__name__}, expected an lmx.{expected.__name__}")
@@ -183,7 +183,7 @@ def _import(path: Path, what: str) -> ModuleType:
     sys.path.insert(0, str(path.resolve().parent))  # a recipe may derive from another beside it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"the {what} file {path} raised {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)

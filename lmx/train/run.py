@@ -14,7 +14,9 @@ from lmx.checkpoint import loading
 from lmx.checkpoint.checkpointer import Checkpointer
 from lmx.checkpoint.local import LocalTier
 from lmx.data import cache
+from lmx.data.config import TokenizerFile
 from lmx.data.prepare import Prepared, prepare
+from lmx.data.tokenizer import TextTokenizer, open_tokenizer
 from lmx.decode.frozen import load_frozen
 from lmx.errors import LmxError, UserError
 from lmx.eval.compression import XzScore, xz_score
@@ -110,8 +112,11 @@ def _prepared(
             held.enter_context(locked(run))
             check_run(run, experiment, options.allowed_changes)
     with agreed():
+        given = experiment.data.tokenizer
+        if isinstance(given, TokenizerFile):  # not only after all text is tokenized
+            check_vocabulary(experiment, open_tokenizer(given))
         prepared = prepare(experiment.corpus, progress=is_first())
-        check_vocabulary(experiment, prepared)
+        check_vocabulary(experiment, prepared.tokenizer)
     require_same_data("the data", prepared.fingerprint)
     now = fingerprint(sharding.mesh, prepared)
     with agreed():
@@ -167,12 +172,12 @@ def _met(experiment: Experiment, run: RunDir, seconds: float) -> str:
     )
 
 
-def check_vocabulary(experiment: Experiment, prepared: Prepared) -> None:
+def check_vocabulary(experiment: Experiment, tokenizer: TextTokenizer) -> None:
     """Raises UserError if the model has fewer tokens than the tokenizer."""
-    if experiment.model.vocab < prepared.tokenizer.vocab_size:
+    if experiment.model.vocab < tokenizer.vocab_size:
         raise UserError(
-            f"model.vocab {experiment.model.vocab} is smaller than the tokenizer's {prepared.tokenizer.vocab_size} "
-            f"tokens; set --model.vocab {prepared.tokenizer.vocab_size} or more"
+            f"model.vocab {experiment.model.vocab} is smaller than the tokenizer's {tokenizer.vocab_size} tokens; set "
+            f"--model.vocab {tokenizer.vocab_size} or more"
         )
 
 

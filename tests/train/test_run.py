@@ -19,7 +19,7 @@ from lmx.checkpoint import manifest
 from lmx.checkpoint.checkpointer import load_subtree
 from lmx.checkpoint.config import CheckpointConfig
 from lmx.cli.train import describe
-from lmx.data.config import DataConfig, LocalFiles, TrainedBpe
+from lmx.data.config import DataConfig, LocalFiles, TokenizerFile, TrainedBpe
 from lmx.decode.convert import convert
 from lmx.decode.generate import Generator
 from lmx.errors import Interrupted, LmxError, UserError
@@ -352,6 +352,16 @@ def test_init_from_takes_a_hugging_face_directory(
     still = replace(tiny, schedule=Schedule(peak=0.0, warmup=0), init_from=str(tmp_path / "exported"))
     summary = train(changed(still, "train", steps=1), fresh.path)
     assert summary["eval_loss"] == pytest.approx(finished[1]["eval_loss"], rel=1e-6)
+
+
+def test_a_vocabulary_that_is_too_small_is_refused_before_text_is_tokenized(
+    tiny: Experiment, finished: Any, fresh: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "prepare", lambda *_, **__: 1 / 0)
+    given = replace(tiny.data, tokenizer=TokenizerFile(path=str(finished[0].tokenizer)))
+    small = replace(tiny, data=given, model=replace(tiny.model, vocab=200))
+    with pytest.raises(UserError, match=r"model\.vocab 200 is smaller than the tokenizer's \d+ tokens"):
+        train(small, fresh.path)
 
 
 def test_init_from_another_model_is_refused_with_the_difference(tiny: Experiment, finished: Any, fresh: RunDir) -> None:
