@@ -6,6 +6,7 @@ lmx train configs/quickstart.py:own_text --data.sources.0.files "my/texts/*.txt"
 
 from dataclasses import replace
 
+from lmx.checkpoint.config import CheckpointConfig
 from lmx.data.config import DataConfig, LocalFiles, TrainedBpe
 from lmx.experiment import EvalConfig, Experiment, SampleConfig, TrainConfig
 from lmx.models.families.llama import Llama
@@ -35,6 +36,7 @@ def quickstart() -> Experiment:
         train=TrainConfig(steps=380, batch=4, length=256, remat="none"),
         eval=EvalConfig(every=95, rows=64, xz=True),
         sample=SampleConfig(every=190, prompts=("def ", "import ", "class "), tokens=96),
+        checkpoint=CheckpointConfig(every=95),
     )
 
 

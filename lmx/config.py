@@ -3,12 +3,14 @@
 Nothing here knows of models or training. A configuration is a tree of frozen dataclasses whose leaves are
 ``bool``, ``int``, ``float``, ``str`` or ``None``; tuples may hold any of these. Where a field is annotated with a
 base class, any of its subclasses may stand there: the file names the class, and reading looks it up among the
-subclasses that are imported.
+subclasses that are imported. A number that not every value makes sense for says so in its annotation, as in
+``share: Annotated[float, Within(0, 1)]``.
 """
 
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -17,9 +19,34 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lmx.errors import UserError
+from lmx.files import write_durably
 
 T = TypeVar("T")
 TYPE_KEY = "type"
+
+
+@dataclass(frozen=True)
+class Within:
+    """The values that make sense for a number: from ``low`` to ``high``, without that end where ``above`` or ``below``
+    says so."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        over = value > self.low if self.above else value >= self.low
+        return over and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        least = f"above {self.low}" if self.above else f"at least {self.low}"
+        most = f"below {self.high}" if self.below else f"at most {self.high}"
+        return least if self.high == math.inf else f"{least} and {most}"
+
+
+NOT_NEGATIVE, POSITIVE, COUNT = Within(0), Within(0, above=True), Within(1)
+SHARE, BELOW_ONE = Within(0, 1), Within(0, 1, below=True)
 
 
 @dataclass(frozen=True)
@@ -132,9 +159,22 @@ def _from_fields(base: type, data: Any, path: str) -> Any:
     return cls(**{k: from_data(hints[k], data[k], f"{path}.{k}" if path else k) for k in fields})
 
 
+def check_numbers(config: Any, path: str = "") -> None:
+    """Raises UserError for the first number in a configuration that is not :class:`Within` what its field says."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        value, where = getattr(config, field.name), f"{path}.{field.name}" if path else field.name
+        for expected in getattr(hints[field.name], "__metadata__", ()):
+            if isinstance(expected, Within) and value not in expected:
+                raise UserError(f"{where} is {value}, expected {expected}")
+        for i, part in enumerate(value if isinstance(value, tuple) else (value,)):
+            if dataclasses.is_dataclass(part):
+                check_numbers(part, f"{where}.{i}" if isinstance(value, tuple) else where)
+
+
 def save(config: Any, file: Path | str) -> None:
-    """Writes a configuration as JSON."""
-    Path(file).write_text(json.dumps(to_data(config), indent=2) + "\n", encoding="utf-8")
+    """Writes a configuration as JSON, durably."""
+    write_durably(file, json.dumps(to_data(config), indent=2) + "\n")
 
 
 def load(cls: type[T], file: Path | str) -> T:

@@ -3,11 +3,12 @@
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from lmx import config
 from lmx.adapters.adapter import Adapter, Whole
 from lmx.checkpoint.config import CheckpointConfig
+from lmx.config import BELOW_ONE, COUNT, NOT_NEGATIVE
 from lmx.data.config import DataConfig, TrainedBpe
 from lmx.data.layout import Layout
 from lmx.data.tokenizer import TextTokenizer
@@ -37,13 +38,13 @@ Compute = Literal["float32", "bfloat16"]
 class TrainConfig:
     """The loop: how long, how much at once, and what is kept or averaged."""
 
-    steps: int = 1000
+    steps: Annotated[int, COUNT] = 1000
     """Optimizer steps."""
-    batch: int = 8
+    batch: Annotated[int, COUNT] = 8
     """Sequences in a step, over all devices."""
-    length: int = 512
+    length: Annotated[int, COUNT] = 512
     """Tokens in a sequence; at most model.context."""
-    accumulate: int = 1
+    accumulate: Annotated[int, COUNT] = 1
     """Microbatches that a step is cut into, to save memory."""
     seed: int = 0
     """Seeds the parameters, the data order and dropout."""
@@ -51,17 +52,17 @@ class TrainConfig:
     """Dtype of the matrix products; the parameters stay float32."""
     remat: Remat = "dots"
     """What the forward pass keeps: everything (none), results of matrix products (dots), block inputs (full)."""
-    ema: float = 0.0
+    ema: Annotated[float, BELOW_ONE] = 0.0
     """Decay of an exponential moving average of the parameters, used for evaluation; 0 for none."""
-    stochastic_depth: float = 0.0
+    stochastic_depth: Annotated[float, BELOW_ONE] = 0.0
     """Probability that a sublayer of the last layer is skipped in a row of the batch; less, linearly, before it."""
-    token_dropout: float = 0.0
+    token_dropout: Annotated[float, BELOW_ONE] = 0.0
     """Share of the input's tokens whose embedding is 0 in training."""
-    token_swap: float = 0.0
+    token_swap: Annotated[float, BELOW_ONE] = 0.0
     """Share of the input's tokens that another token replaces in training."""
-    log_every: int = 10
+    log_every: Annotated[int, COUNT] = 10
     """Steps between lines of metrics.jsonl."""
-    max_skipped: int = 10
+    max_skipped: Annotated[int, COUNT] = 10
     """Steps in a row with non-finite gradients (each is skipped) after which the run stops."""
 
 
@@ -69,32 +70,51 @@ class TrainConfig:
 class EvalConfig:
     """Evaluation on the held-out documents during training."""
 
-    every: int = 200
+    every: Annotated[int, NOT_NEGATIVE] = 200
     """Steps between evaluations; there is always one at the end. 0: only that one."""
-    rows: int = 0
+    rows: Annotated[int, NOT_NEGATIVE] = 0
     """Held-out rows to use, evenly from all over them; 0 for all."""
-    written: int = 0
+    written: Annotated[int, NOT_NEGATIVE] = 0
     """Held-out pairs whose targets the model writes, to be scored with BLEU and chrF; 0 for none."""
-    patience: int = 0
+    patience: Annotated[int, NOT_NEGATIVE] = 0
     """Evaluations without a better loss after which training stops early; 0 never stops it."""
-    min_improvement: float = 0.0
+    min_improvement: Annotated[float, NOT_NEGATIVE] = 0.0
     """Nats by which a loss must be lower to count as better."""
     xz: bool = False
     """At the end, also compress the held-out text with xz -9, alone and after the training text, to compare with."""
+
+    def check(self) -> None:
+        """Raises UserError for a patience that has nothing to wait for."""
+        if self.patience and not self.every:
+            raise UserError(
+                f"eval.patience is {self.patience}, but eval.every is 0: set it to the steps between evaluations, or "
+                "eval.patience to 0"
+            )
 
 
 @dataclass(frozen=True)
 class SampleConfig:
     """Text written by the model during training, kept in samples.jsonl."""
 
-    every: int = 0
+    every: Annotated[int, NOT_NEGATIVE] = 0
     """Steps between samples; there are always some at the end. 0: only those."""
     prompts: tuple[str, ...] = ()
     """What the model continues; none for no samples."""
-    tokens: int = 64
+    tokens: Annotated[int, COUNT] = 64
     """Tokens to write."""
-    temperature: float = 0.8
+    temperature: Annotated[float, NOT_NEGATIVE] = 0.8
     """0 takes the likeliest token."""
+
+    def check(self, model: ModelConfig) -> None:
+        """Raises UserError if such a model cannot continue prompts by so many tokens."""
+        spec = model.spec()
+        if self.prompts and (spec.head is None or (spec.encoder is None and spec.stack.looks_ahead)):
+            raise UserError(
+                f"sample.prompts is {self.prompts!r}, but a {model.family} with model.task {model.task!r} continues no "
+                "text; leave it empty"
+            )
+        if self.prompts and self.tokens >= model.context:
+            raise UserError(f"sample.tokens is {self.tokens}, expected less than model.context {model.context}")
 
 
 @dataclass(frozen=True)
@@ -120,10 +140,8 @@ class Experiment:
 
     def check(self) -> None:
         """Raises UserError for numbers that do not fit each other, before anything is read or compiled."""
+        config.check_numbers(self)
         train = self.train
-        for name in ("steps", "batch", "length", "accumulate", "log_every", "max_skipped"):
-            if getattr(train, name) < 1:
-                raise UserError(f"train.{name} is {getattr(train, name)}, expected at least 1")
         if train.length > self.model.context:
             raise UserError(
                 f"train.length {train.length} is longer than model.context {self.model.context}; "
@@ -131,13 +149,10 @@ class Experiment:
             )
         if train.batch % train.accumulate:
             raise UserError(f"train.batch {train.batch} is not divisible by train.accumulate {train.accumulate}")
-        if not 0 <= train.ema < 1:
-            raise UserError(f"train.ema is {train.ema}, expected a decay from 0 (none) to below 1")
-        for name in ("stochastic_depth", "token_dropout", "token_swap"):
-            if not 0 <= getattr(train, name) < 1:
-                raise UserError(f"train.{name} is {getattr(train, name)}, expected a share from 0 to below 1")
+        self.eval.check()
         self.schedule.check(train.steps)
         self.model.spec()
+        self.sample.check(self.model)
         self._check_trained()
         self.objective.check(self.model, train.length)
 

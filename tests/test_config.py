@@ -14,7 +14,12 @@ from lmx import config
 from lmx.config import Change, diff, from_data, to_data
 from lmx.data.config import LocalFiles, PythonStdlib
 from lmx.errors import UserError
-from lmx.experiment import Experiment
+from lmx.experiment import EvalConfig, Experiment, SampleConfig, TrainConfig
+from lmx.models.families.bert import Bert
+from lmx.objectives.next_token import NextToken
+from lmx.optim.catalogue import AdEMAMix, Muon
+from lmx.optim.optimizer import AdamW
+from lmx.optim.schedule import Schedule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -47,6 +52,11 @@ def test_every_recipe_is_sound_and_goes_to_a_file_and_back_exactly(name: str, tm
     assert back == experiment
     assert type(back.model) is type(experiment.model)
     assert diff(experiment, back) == ()
+
+
+def test_the_quickstart_saves_while_it_trains() -> None:
+    quickstart = RECIPES["quickstart.py:quickstart"]()
+    assert 0 < quickstart.checkpoint.every < quickstart.train.steps / 2
 
 
 def test_the_recipes_of_the_readme_are_there() -> None:
@@ -128,6 +138,48 @@ def test_files_that_are_no_configuration_are_named(tmp_path: Path) -> None:
     file.write_text('{"type": "Drawing"}')
     with pytest.raises(UserError, match=r"experiment\.json: the configuration lacks the key 'filled'"):
         config.load(Drawing, file)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("train", TrainConfig(steps=0), "train.steps is 0, expected at least 1"),
+        ("train", TrainConfig(ema=1.0), "train.ema is 1.0, expected at least 0 and below 1"),
+        ("train", TrainConfig(token_swap=-0.1), "train.token_swap is -0.1"),
+        ("eval", EvalConfig(every=-1), "eval.every is -1"),
+        ("eval", EvalConfig(rows=-1), "eval.rows is -1"),
+        ("eval", EvalConfig(patience=-1), "eval.patience is -1"),
+        ("eval", EvalConfig(every=0, patience=2), "eval.patience is 2, but eval.every is 0"),
+        ("sample", SampleConfig(temperature=-1.0), "sample.temperature is -1.0"),
+        ("sample", SampleConfig(tokens=0), "sample.tokens is 0, expected at least 1"),
+        (
+            "sample",
+            SampleConfig(prompts=("a",), tokens=1024),
+            "sample.tokens is 1024, expected less than",
+        ),
+        (
+            "model",
+            Bert(),
+            "a bert with model.task 'token_prediction' continues no text",
+        ),
+        ("schedule", Schedule(peak=-1.0), "schedule.peak is -1.0, expected at least 0"),
+        ("schedule", Schedule(peak=math.nan), "schedule.peak is nan"),
+        ("schedule", Schedule(final=1.5), "schedule.final is 1.5, expected at least 0 and at most 1"),
+        ("schedule", Schedule(decay=-0.1), "schedule.decay is -0.1"),
+        ("optimizer", AdamW(clip_norm=-1.0), "optimizer.clip_norm is -1.0"),
+        ("optimizer", AdamW(weight_decay=-0.1), "optimizer.weight_decay is -0.1"),
+        ("optimizer", AdamW(b1=1.0), "optimizer.b1 is 1.0"),
+        ("optimizer", AdamW(b2=1.5), "optimizer.b2 is 1.5"),
+        ("optimizer", AdamW(eps=0.0), "optimizer.eps is 0.0, expected above 0"),
+        ("optimizer", AdEMAMix(b3=0.0), "optimizer.b3 is 0.0, expected above 0 and below 1"),
+        ("optimizer", Muon(iterations=0), "optimizer.iterations is 0"),
+        ("objective", NextToken(label_smoothing=3.0), "objective.label_smoothing is 3.0"),
+        ("objective", NextToken(z_loss=-1.0), "objective.z_loss is -1.0"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_by_name(part: str, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        replace(Experiment(sample=SampleConfig(prompts=("a",))), **{part: value}).check()
 
 
 def test_what_a_configuration_cannot_hold_is_refused() -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from lmx.adapters.adapter import Adapter
 from lmx.errors import UserError
+from lmx.files import read_json, write_json
 from lmx.models.model import cast_floats
 from lmx.nn.kernel import plain
 from lmx.nn.module import Params
@@ -46,7 +47,7 @@ def check_base(file: Path, model: str, found: str) -> None:
     """
     if not file.exists():
         raise UserError(f"{file} is missing: it tells which model this run's adapter belongs to")
-    told = json.loads(file.read_text(encoding="utf-8"))["checksum"]
+    told = read_json(file)["checksum"]
     if told != found:
         raise UserError(
             f"the model {model} is not the one that this run's adapter was trained beside (checksum {found}, expected "
@@ -56,7 +57,7 @@ def check_base(file: Path, model: str, found: str) -> None:
 
 def write_base(file: Path, model: str, found: str) -> None:
     """Tells in ``file`` which model an adapter belongs to, with its :func:`checksum`."""
-    file.write_text(json.dumps({"model": model, "checksum": found}, indent=2) + "\n", encoding="utf-8")
+    write_json(file, {"model": model, "checksum": found})
 
 
 def merge(adapter: Adapter, base: Params, axes: Params, own: Params) -> Params:

@@ -12,9 +12,13 @@ no save is dropped, no dtype is cast, no damaged or half-written step is chosen.
 """
 
 import errno
+import functools
 import json
+import logging
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -27,10 +31,22 @@ from lmx.checkpoint.config import CheckpointConfig
 from lmx.checkpoint.loading import META, SAVING, STATE, Restored, Skipped, load_subtree
 from lmx.checkpoint.local import NOWHERE, LocalTier
 from lmx.errors import LmxError
+from lmx.files import write_durably
 from lmx.sharding.processes import count, post, posted, share
 
 LOOK = 0.5
 """Seconds between looks at whether the save in flight failed on another process."""
+
+
+class Raised(logging.Filter):
+    """Keeps back what Orbax logs, with a traceback for each of its threads, of an error that it raises too."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is of something else."""
+        return "_SignalingThread.run() raised" not in record.getMessage()
+
+
+RAISED = Raised()
 __all__ = ["Checkpointer", "Restored", "load_subtree"]
 
 
@@ -52,7 +68,8 @@ class Checkpointer:
         self._pending: tuple[int, Future[None]] | None = None
         self._current: int | None = None
         self._distrusted: frozenset[int] = frozenset()
-        self._saves, self._abandoned = 0, False
+        self._saves, self._failed, self._abandoned = 0, False, False
+        logging.getLogger("absl").addFilter(RAISED)
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -69,8 +86,9 @@ class Checkpointer:
     def save(self, step: int, state: Any, meta: dict[str, Any], *, force: bool = False) -> None:
         """Saves a state. It may be donated as soon as this returns: what is written is the state as it was.
 
-        Waits for the save in flight, if any. When this one is complete, the steps that the keep rules do not
-        want are removed, and those after ``step`` too: they belong to a course that was given up.
+        Waits for the save in flight, if any; if that failed, this one is completed before the error is raised. When a
+        save is complete, the steps that the keep rules do not want are removed, and those after ``step`` too: they
+        belong to a course that was given up.
 
         Args:
           step: how many steps the state has seen. The step that this object saved or restored last is
@@ -81,19 +99,40 @@ class Checkpointer:
         Raises:
           LmxError: this save, or the one in flight, failed (on a full disk). Older checkpoints are intact.
         """
-        self.wait()
-        if step == self._current and not force:
-            return
-        arrays, note = tree.storable(state), json.dumps(meta, indent=1)
-        self._check(step, self._pool.submit(self._begin, step).exception())
-        # Returns when the host holds the bytes. On CPU it holds the buffers themselves: JAX then refuses to
-        # donate them, and the next step gets new ones.
-        self._saves += 1
-        with _uncompressed():
-            response = v1.save_async(self.directory / str(step), arrays, checkpointable_name=STATE)
-        self._pending = step, self._pool.submit(self._finish, step, response, note)
-        if not self.config.asynchronous:
+        lost = self._lost()
+        if step != self._current or force:
+            self._start(step, state, json.dumps(meta, indent=1))
+        if lost or not self.config.asynchronous:
             self.wait()
+        if lost:
+            raise LmxError(f"{lost} (step {step} was saved)") from lost
+
+    @property
+    def failing(self) -> bool:
+        """Whether the save in flight, of either tier, has failed on this process. The next call says how."""
+        pending = [self._pending, self.local.pending if self.local else None]
+        return any(future.done() and future.exception() is not None for _, future in filter(None, pending))
+
+    def _lost(self) -> LmxError | None:
+        """What became of the save in flight, if it failed on any process."""
+        try:
+            self.wait()
+        except LmxError as error:
+            return error
+        return None
+
+    def _start(self, step: int, state: Any, note: str) -> None:
+        """Returns when the host holds the bytes. On CPU it holds the buffers themselves: JAX then refuses to donate
+        them, and the next step gets new ones."""
+        arrays = tree.storable(state)
+        self._check(step, self._pool.submit(self._begin, step).exception())
+        self._saves += 1
+        try:
+            with _uncompressed():
+                written = v1.save_async(self.directory / str(step), arrays, checkpointable_name=STATE).result
+        except Exception as error:
+            written = functools.partial(_fail, error)
+        self._pending = step, self._pool.submit(self._finish, step, written, note)
 
     def wait(self) -> None:
         """Returns when the save in flight, if any, is complete on every process.
@@ -127,6 +166,8 @@ class Checkpointer:
             self.wait()
         finally:
             self._pool.shutdown(wait=not self._abandoned)
+            if self._failed and jax.process_index() == 0:
+                _remove_leftovers(self.directory)
             if self.local:
                 self.local.close()
 
@@ -178,14 +219,14 @@ class Checkpointer:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(self.directory)
-        manifest.write_durably(self.directory / SAVING, f"{step}\n")
+        write_durably(self.directory / SAVING, f"{step}\n")
         _remove(self.directory / str(step))
 
-    def _finish(self, step: int, response: v1.AsyncResponse[None], note: str) -> None:
+    def _finish(self, step: int, written: Callable[[], None], note: str) -> None:
         try:
-            response.result()
+            written()
             if jax.process_index() == 0:
-                manifest.write_durably(self.directory / str(step) / META, note)
+                write_durably(self.directory / str(step) / META, note)
                 manifest.write(self.directory / str(step), step)
         except BaseException as error:
             if count() > 1:
@@ -207,9 +248,14 @@ class Checkpointer:
         """Raises on every process what went wrong on any."""
         reason = next(filter(None, share("" if error is None else _explain(error))), None)
         if reason is not None:
+            self._failed = True
             raise LmxError(
                 f"step {step} was not saved in {self.directory}, older checkpoints are intact: {reason}"
             ) from error
+
+
+def _fail(error: Exception) -> None:
+    raise error
 
 
 def _uncompressed() -> v1.Context:
@@ -229,7 +275,8 @@ def _remove(directory: epath.Path) -> None:
 def _remove_leftovers(directory: epath.Path) -> None:
     """Removes what a save left behind that ended too early."""
     for path in directory.glob("*.orbax-checkpoint-tmp*"):
-        path.rmtree()
+        with suppress(OSError):  # Orbax may still be writing there; the next save, or the end, removes the rest
+            path.rmtree()
     for step in loading.listed(directory):
         if loading.is_cut_off(directory, step):
             _remove(directory / str(step))

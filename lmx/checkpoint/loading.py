@@ -11,6 +11,7 @@ from orbax.checkpoint import v1
 
 from lmx.checkpoint import manifest, tree
 from lmx.errors import LmxError, UserError
+from lmx.files import is_local
 from lmx.sharding.processes import share
 from lmx.sharding.storage import storage
 
@@ -75,7 +76,7 @@ def absolute(directory: str | os.PathLike[str]) -> epath.Path:
       UserError: see :func:`lmx.sharding.storage.storage`.
     """
     path = storage(directory)
-    return path.expanduser().resolve() if manifest.is_local(path) else path
+    return path.expanduser().resolve() if is_local(path) else path
 
 
 def listed(directory: epath.Path) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ from etils import epath
 from lmx.checkpoint import loading, manifest, tree
 from lmx.checkpoint.loading import Restored, Skipped
 from lmx.errors import LmxError
+from lmx.files import write_durably
 from lmx.sharding.processes import index, located, share
 
 KEEP = 2
@@ -102,7 +103,7 @@ class LocalTier:
         self.folder = self.root / f"process-{index()}"
         self._attempt = share(uuid.uuid4().hex)[0]
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="local-checkpoint")
-        self._pending: tuple[int, Future[None]] | None = None
+        self.pending: tuple[int, Future[None]] | None = None
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Writes this process's shards in the background, after waiting for the write before.
@@ -121,7 +122,7 @@ class LocalTier:
         ]
         content = {"attempt": self._attempt, "meta": meta, "leaves": described}
         arrays = [array for boxes in shards.values() for array in boxes.values()]
-        self._pending = step, self._pool.submit(self._write, step, content, arrays)
+        self.pending = step, self._pool.submit(self._write, step, content, arrays)
 
     def wait(self) -> None:
         """Returns when this process's last write is complete.
@@ -129,9 +130,9 @@ class LocalTier:
         Raises:
           LmxError: it failed.
         """
-        if self._pending is None:
+        if self.pending is None:
             return
-        (step, future), self._pending = self._pending, None
+        (step, future), self.pending = self.pending, None
         error = future.exception()
         if error is not None:
             raise LmxError(
@@ -197,7 +198,7 @@ class LocalTier:
         with (folder / DATA).open("wb") as file:
             for array in arrays:
                 file.write(array.tobytes())
-        manifest.write_durably(folder / CONTENT, json.dumps(content))
+        write_durably(folder / CONTENT, json.dumps(content))
         manifest.write(folder, step)
         older = [s for s in loading.listed(self.folder) if s <= step]
         for other in set(loading.listed(self.folder)) - set(older[-KEEP:]):

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from lmx.files import is_local, write_durably
+
 FILE = "manifest.json"
 
 
@@ -58,34 +60,6 @@ def problem(directory: epath.Path, step: int, part: int = 0, parts: int = 1) -> 
         return found
     check = functools.partial(_content_problem, directory, manifest)
     return next(filter(None, _in_threads(check, names[part::parts])), None)
-
-
-def write_durably(path: epath.Path, text: str) -> None:
-    """Writes ``text``: a crash leaves the old file or the whole new one, and a finished write survives it."""
-    if not is_local(path):
-        path.write_text(text)  # an object appears whole or not at all
-        return
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    for folder in (path.parent, path.parent.parent):
-        _flush_directory(folder)
-
-
-def is_local(path: epath.Path) -> bool:
-    """Whether ``path`` is on a file system and not in an object store."""
-    return "://" not in os.fspath(path)
-
-
-def _flush_directory(path: epath.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _text(manifest: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import tyro
 from lmx.config import nearest
 from lmx.errors import UserError
 from lmx.experiment import Experiment
+from lmx.files import json_text
 from lmx.sharding.layouts import LAYOUTS, Layout, find_layout
 from lmx.sharding.mesh import MeshConfig
 from lmx.sharding.processes import is_first
@@ -137,11 +137,11 @@ def print_result(result: dict[str, Any], people: str, file: str) -> None:
     if not is_first():
         return
     if file == "-":
-        print(json.dumps(result, indent=2))
+        print(json_text(result, indent=2))
         return
     print(people)
     if file:
-        Path(file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        Path(file).write_text(json_text(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _call(text: str) -> Experiment:
@@ -164,7 +164,7 @@ def call_file(text: str, expected: type[Returned], what: str) -> Returned:
         returned = function()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"the {what} {text} raised {type(error).__name__}: {error}") from error
     if not isinstance(returned, expected):
         raise UserError(f"the {what} {text} returned {type(returned).__name__}, expected an lmx.{expected.__name__}")
@@ -183,7 +183,7 @@ def _import(path: Path, what: str) -> ModuleType:
     sys.path.insert(0, str(path.resolve().parent))  # a recipe may derive from another beside it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"the {what} file {path} raised {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)

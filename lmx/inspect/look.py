@@ -128,7 +128,7 @@ def _states(
     x = _embedded(spec, params, inputs)
     with listening() as heard:
         _through(spec, params, None, spec.width, x, inputs, memory)
-    layers = [x, *(value for name, value in heard if name == "hidden")]
+    layers = [value for name, value in heard if name == "hidden"]
     return jnp.stack([layer[row, at] for layer in layers]), _maps(heard), _maps(encoder_heard)
 
 

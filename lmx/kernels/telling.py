@@ -12,14 +12,15 @@ import jax
 
 Heard = list[tuple[str, jax.Array]]
 """What was told, in order: its name and its value."""
-_heard: contextvars.ContextVar[Heard | None] = contextvars.ContextVar("heard", default=None)
+_heard: contextvars.ContextVar[tuple[Heard, tuple[str, ...]] | None] = contextvars.ContextVar("heard", default=None)
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Heard]:
-    """Within the block, what is told is added to the list that this gives."""
+def listening(*names: str) -> Iterator[Heard]:
+    """Within the block, what is told by one of these names, or by any if there are none, is added to the list that this
+    gives."""
     heard: Heard = []
-    token = _heard.set(heard)
+    token = _heard.set((heard, names))
     try:
         yield heard
     finally:
@@ -28,6 +29,9 @@ def listening() -> Iterator[Heard]:
 
 def tell(name: str, of: Callable[[], Any]) -> None:
     """Tells what ``of`` computes, if someone listens."""
-    heard = _heard.get()
-    if heard is not None:
+    listener = _heard.get()
+    if listener is None:
+        return
+    heard, names = listener
+    if not names or name in names:
         heard.append((name, of()))

@@ -129,8 +129,10 @@ def run_stack(
 def decode_stack(
     spec: StackSpec, params: Params, x: jax.Array, context: Context, cache: Cache | None = None
 ) -> tuple[jax.Array, tuple[Streams, ...]]:
-    """The same over unstacked parameters, a cache for each layer: what decoding compiles."""
+    """The same over unstacked parameters, a cache for each layer: what decoding compiles. Tells the ``hidden`` states,
+    before the first layer and after each."""
     context, written = replace(context, shared=params["shared"]), []
+    tell("hidden", functools.partial(jnp.asarray, x))
     for i, (block, layer) in enumerate(zip(spec.blocks(), params["layers"], strict=True)):
         contexts = _contexts(block, context, i)
         for name, streams in (cache.layers[i] if cache else {}).items():

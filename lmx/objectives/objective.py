@@ -4,11 +4,12 @@ import abc
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from lmx.config import BELOW_ONE, NOT_NEGATIVE
 from lmx.data.layout import Layout
 from lmx.errors import UserError
 from lmx.kernels.cross_entropy import LossSums, Readout, vocabulary_loss
@@ -147,9 +148,9 @@ class TokenPrediction(Objective):
 
     whole_rows: ClassVar[bool] = False
 
-    z_loss: float = 0.0
+    z_loss: Annotated[float, NOT_NEGATIVE] = 0.0
     """Weight of the squared log-normaliser, which keeps logits near zero (Chowdhery et al. 2022: 1e-4)."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, BELOW_ONE] = 0.0
     """Share of each target's probability that is spread over the vocabulary."""
 
     @abc.abstractmethod

@@ -2,25 +2,26 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from lmx.config import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, Within
 from lmx.errors import UserError
 from lmx.nn.module import Params
 from lmx.optim.matrices import Matrix, matrix_of
 from lmx.optim.names import is_axes, name_of
-from lmx.optim.optimizer import Optimizer
+from lmx.optim.optimizer import Optimizer, slow
 
 
 @dataclass(frozen=True)
 class Sgd(Optimizer):
     """Stochastic gradient descent with momentum (Polyak 1964; Nesterov's form: Sutskever et al. 2013)."""
 
-    momentum: float = 0.9
+    momentum: Annotated[float, BELOW_ONE] = 0.9
     """Share of the last step that the next one keeps."""
     nesterov: bool = False
     """Whether the gradient is taken one momentum step ahead."""
@@ -37,9 +38,9 @@ class Lion(Optimizer):
     Its steps are larger than AdamW's: learning rates of a third to a tenth, and as much more decay, are usual.
     """
 
-    b1: float = 0.9
+    b1: Annotated[float, BELOW_ONE] = 0.9
     """How much of the moment is in the step, the rest being the gradient."""
-    b2: float = 0.99
+    b2: Annotated[float, BELOW_ONE] = 0.99
     """Decay of the moment."""
 
     def scaling(self, axes: Params) -> optax.GradientTransformation:
@@ -54,13 +55,13 @@ class Adafactor(Optimizer):
     Of a stacked parameter the two longest axes are factored; clipping and parameter scale go over all of its layers.
     """
 
-    decay: float = 0.8
+    decay: Annotated[float, Within(0, 1, above=True)] = 0.8
     """The second moments' decay is 1 - step ** -decay (section 7.2)."""
-    clip: float = 1.0
+    clip: Annotated[float, POSITIVE] = 1.0
     """The largest root mean square of a parameter's step (section 6)."""
     by_scale: bool = True
     """Steps relative to a parameter's root mean square, at least 1e-3 (section 8): learning rates near 1e-2."""
-    factored_from: int = 128
+    factored_from: Annotated[int, COUNT] = 128
     """Parameters whose second longest axis is shorter keep whole second moments."""
 
     def scaling(self, axes: Params) -> optax.GradientTransformation:
@@ -89,18 +90,23 @@ class Muon(Optimizer):
     its own, and heads are one side of it. Embeddings, heads, norms, biases and routers are AdamW's.
     """
 
-    momentum: float = 0.95
+    momentum: Annotated[float, BELOW_ONE] = 0.95
     """Decay of the gradient's average that is orthogonalised, in Nesterov's form."""
-    iterations: int = 5
+    iterations: Annotated[int, COUNT] = 5
     """Newton-Schulz iterations."""
-    rms: float = 0.2
+    rms: Annotated[float, POSITIVE] = 0.2
     """Root mean square of a matrix's step: AdamW's own, so that both share a learning rate (Liu et al. 2025, 2.2)."""
-    b1: float = 0.9
+    b1: Annotated[float, BELOW_ONE] = 0.9
     """AdamW's decay of the first moment."""
-    b2: float = 0.95
+    b2: Annotated[float, BELOW_ONE] = 0.95
     """AdamW's decay of the second moment."""
-    eps: float = 1e-8
+    eps: Annotated[float, POSITIVE] = 1e-8
     """Added to the root of AdamW's second moment, and to the norm that a matrix is divided by."""
+
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """AdamW's second moment, if it is slow."""
+        return slow(nu=self.b2)
 
     def scaling(self, axes: Params) -> optax.GradientTransformation:
         """Matrices -> rms * sqrt(longer side) * orthogonalised average; others as AdamW."""
@@ -146,18 +152,21 @@ class Sophia(Optimizer):
     gradients and their memory.
     """
 
-    b1: float = 0.965
+    b1: Annotated[float, BELOW_ONE] = 0.965
     """Decay of the first moment."""
-    b2: float = 0.99
+    b2: Annotated[float, BELOW_ONE] = 0.99
     """Decay of the Hessian's average."""
-    gamma: float = 0.01
+    gamma: Annotated[float, POSITIVE] = 0.01
     """The Hessian's diagonal is multiplied by this: more of it clips less."""
-    eps: float = 1e-12
+    eps: Annotated[float, POSITIVE] = 1e-12
     """The least that the moment is divided by."""
-    interval: int = 10
+    interval: Annotated[int, COUNT] = 10
     """Steps between estimates."""
 
-    exact: ClassVar[tuple[str, ...]] = ("nu",)
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """The Hessian's average, which moves once in some steps."""
+        return ("nu",)
 
     def scaling(self, axes: Params) -> optax.GradientTransformation:
         """Gradients -> clip(moment / max(gamma * hessian, eps), -1, 1); takes the loss as ``obj_fn``."""
@@ -171,20 +180,23 @@ class Sophia(Optimizer):
 class AdEMAMix(Optimizer):
     """AdEMAMix (Pagliardini et al. 2024): AdamW with a second, slow average of the gradients."""
 
-    b1: float = 0.9
+    b1: Annotated[float, Within(0, 1, above=True, below=True)] = 0.9
     """Decay of the fast average."""
-    b2: float = 0.999
+    b2: Annotated[float, BELOW_ONE] = 0.999
     """Decay of the second moment."""
-    b3: float = 0.9999
+    b3: Annotated[float, Within(0, 1, above=True, below=True)] = 0.9999
     """Decay of the slow average; 0.999 for runs of a few thousand steps."""
-    alpha: float = 8.0
+    alpha: Annotated[float, NOT_NEGATIVE] = 8.0
     """Weight of the slow average."""
-    warmup: int = 0
+    warmup: Annotated[int, NOT_NEGATIVE] = 0
     """Steps over which alpha and b3 rise (section 3); the paper takes all of the run's."""
-    eps: float = 1e-8
+    eps: Annotated[float, POSITIVE] = 1e-8
     """Added to the root of the second moment."""
 
-    exact: ClassVar[tuple[str, ...]] = ("m2", "nu")
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """The slow average, and a slow second moment."""
+        return "m2", *slow(nu=self.b2)
 
     def scaling(self, axes: Params) -> optax.GradientTransformation:
         """Gradients -> (fast + alpha * slow) / root of the second moment."""

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
+from lmx.config import NOT_NEGATIVE, SHARE
 from lmx.errors import UserError
 
 Shape = Literal["constant", "cosine", "linear", "rsqrt", "wsd"]
@@ -18,13 +19,13 @@ class Schedule:
 
     shape: Shape = "cosine"
     """constant; cosine or linear down to the end; rsqrt: peak * sqrt(warmup / step); wsd: warmup-stable-decay."""
-    peak: float = 3e-4
+    peak: Annotated[float, NOT_NEGATIVE] = 3e-4
     """The highest learning rate."""
     warmup: int = 100
     """Steps of linear warmup."""
-    final: float = 0.1
+    final: Annotated[float, SHARE] = 0.1
     """The last learning rate, as a share of the peak (cosine, linear, wsd)."""
-    decay: float = 0.2
+    decay: Annotated[float, SHARE] = 0.2
     """Share of the steps in which wsd goes down, linearly, at the end (Hu et al. 2024)."""
 
     def at(self, step: jax.Array, steps: int) -> jax.Array:
@@ -39,8 +40,6 @@ class Schedule:
             raise UserError(
                 f"schedule.warmup is {self.warmup} steps, expected at least 0 and less than train.steps {steps}"
             )
-        if not 0 <= self.final <= 1 or not 0 <= self.decay <= 1:
-            raise UserError(f"schedule.final {self.final} and schedule.decay {self.decay} are shares, from 0 to 1")
 
 
 def _constant(s: Schedule, step: jax.Array, steps: float) -> jax.Array:

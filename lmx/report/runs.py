@@ -90,7 +90,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
 def _series(rows: tuple[dict[str, Any], ...]) -> dict[str, Series]:
     merged: dict[int, dict[str, float]] = {}
     for row in rows:
-        numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        numbers = {k: float("nan" if v is None else v) for k, v in row.items() if _is_number(v)}
         if "step" in numbers:
             merged.setdefault(int(numbers.pop("step")), {}).update(numbers)
     found: dict[str, list[tuple[int, float]]] = {}
@@ -98,6 +98,11 @@ def _series(rows: tuple[dict[str, Any], ...]) -> dict[str, Series]:
         for key, value in merged[step].items():
             found.setdefault(key, []).append((step, value))
     return {k: Series(*map(np.array, zip(*points, strict=True))) for k, points in found.items()}
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of metrics.jsonl is one; null stands for one that is not finite."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Evaluation, early stopping and samples during training."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,14 +13,15 @@ from lmx.data.rows import held_out_rows, spread
 from lmx.decode.generate import Completion, Generator
 from lmx.decode.places import Places, unstacker
 from lmx.decode.sampling import Sampling
+from lmx.errors import UserError
 from lmx.eval.score import Score, jit_sums, on_host, score
 from lmx.eval.written import HeldOutPairs
 from lmx.experiment import EvalConfig, Experiment, RunDir
 from lmx.nn.module import Params
 from lmx.objectives.objective import Frozen
-from lmx.sharding.processes import is_first
+from lmx.sharding.processes import is_first, share
 from lmx.sharding.rules import Sharding
-from lmx.train.metrics import Values, append_json
+from lmx.train.metrics import Values, append_json, steps_of
 from lmx.train.step import BATCH
 
 
@@ -56,8 +58,9 @@ class EarlyStopping:
     stopped: bool = False
 
     def stops(self, loss: float) -> bool:
-        """Takes an evaluation's loss; whether training should stop."""
-        if self.best is None or loss < self.best - self.config.min_improvement:
+        """Takes an evaluation's loss; one that is not a number is never better. Whether training should stop."""
+        best = math.inf if self.best is None else self.best
+        if loss < best - self.config.min_improvement:
             self.best, self.worse = loss, 0
         else:
             self.worse += 1
@@ -82,9 +85,18 @@ class Writer:
 
     def __call__(self, params: Params) -> Generator:
         """What writes with these parameters."""
+        return self._generator(self._ready(params))
+
+    def check(self, prompts: Sequence[str], tokens: int) -> None:
+        """Raises UserError for a prompt that does not fit the context with so many new tokens."""
+        generator = self._generator({})
+        for index, prompt in enumerate(prompts):
+            generator._encode(prompt, index, tokens)
+
+    def _generator(self, params: Params) -> Generator:
         return Generator(
             self._spec,
-            self._ready(params),
+            params,
             self._tokenizer,
             encode=self._encode,
             prefix=self._prefix,
@@ -119,23 +131,32 @@ class Translator:
 
 
 class Sampler:
-    """Continues the experiment's prompts and keeps the texts."""
+    """Continues the experiment's prompts and keeps the texts. Raises UserError for a prompt that does not fit."""
 
     def __init__(self, experiment: Experiment, run: RunDir, prepared: Prepared, sharding: Sharding):
         self.config, self._run = experiment.sample, run
         self._writer = Writer(experiment, prepared, sharding) if self.config.prompts else None
+        if self._writer:
+            try:
+                self._writer.check(self.config.prompts, self.config.tokens)
+            except UserError as error:
+                raise UserError(f"sample.prompts: {error}") from error
 
-    def write(self, step: int, params: Params) -> list[tuple[str, str]]:
-        """Samples one text for each prompt, appends them to samples.jsonl and returns (prompt, text) pairs."""
+    def write(self, step: int, params: Params) -> None:
+        """Samples one text for each prompt and appends them to samples.jsonl."""
         if self._writer is None:
-            return []
+            return
         texts = self._writer(params).generate(
             self.config.prompts,
             max_new_tokens=self.config.tokens,
             sampling=Sampling(temperature=self.config.temperature),
             seeds=range(len(self.config.prompts)),
         )
-        pairs = [(p, t.text) for p, t in zip(self.config.prompts, texts, strict=True)]
-        for prompt, text in pairs if is_first() else ():
-            append_json(self._run.samples, {"step": step, "prompt": prompt, "text": text})
-        return pairs
+        if is_first():
+            pairs = zip(self.config.prompts, texts, strict=True)
+            append_json(self._run.samples, *({"step": step, "prompt": p, "text": t.text} for p, t in pairs))
+
+    def wrote(self, step: int) -> bool:
+        """Whether the texts of this step are kept, or none were wanted; the same on every process."""
+        kept = is_first() and step in steps_of(self._run.samples)
+        return self._writer is None or bool(share("yes" if kept else "")[0])

@@ -4,11 +4,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from lmx.report.goodput import FILE, PHASES, STEPS
+from lmx.train.appended import Appended
 
 LEAST, PART = 1.0, 0.01
 """Seconds between two lines: so many, or this part of the attempt's age, so that a long run has few lines."""
@@ -28,7 +28,7 @@ class Ledger:
         self._began = self._since = clock() if began is None else began
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._phase, self._start, self._step = "start_up", 0, 0
-        self._file: IO[str] | None = None
+        self._file: Appended | None = None
         self._written = 0.0
 
     @contextmanager
@@ -52,7 +52,7 @@ class Ledger:
         self._start = self._step = step
         self.enter(STEPS)
         if self._path:
-            self._file = self._path.open("a", encoding="utf-8")
+            self._file = Appended(self._path)
         self.note(step, now=True)
 
     def note(self, step: int, *, now: bool = False) -> None:
@@ -64,18 +64,17 @@ class Ledger:
             self._write()
 
     def close(self) -> None:
-        """Writes the last line."""
+        """Writes the last line; where that fails, a part of the time since the line before is not told."""
         if self._file:
-            self.note(self._step, now=True)
-            self._file.close()
+            with suppress(OSError), closing(self._file):
+                self.note(self._step, now=True)
             self._file = None
 
     def _write(self) -> None:
         assert self._file is not None
         line = {"began": self._began, "at": self._since, "start": self._start, "step": self._step}
         rounded = {name: round(value, 4) for name, value in self._seconds.items()}
-        self._file.write(json.dumps({**line, "seconds": rounded}) + "\n")
-        self._file.flush()
+        self._file.add((json.dumps({**line, "seconds": rounded}) + "\n").encode())
         self._written = self._since
 
 

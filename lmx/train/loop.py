@@ -11,7 +11,7 @@ from lmx.checkpoint.checkpointer import Checkpointer
 from lmx.data.loader import Loader
 from lmx.data.prepare import Prepared
 from lmx.data.rows import train_rows
-from lmx.errors import Interrupted
+from lmx.errors import Interrupted, UserError
 from lmx.eval.score import in_words
 from lmx.experiment import Experiment, RunDir
 from lmx.sharding.processes import located
@@ -20,6 +20,7 @@ from lmx.train.diagnosis import not_finite_error
 from lmx.train.evaluation import EarlyStopping, HeldOut, Sampler, Translator, eval_values
 from lmx.train.ledger import Ledger
 from lmx.train.metrics import Recorder, StepClock, Values, open_log
+from lmx.train.outage import Outage
 from lmx.train.progress import Display
 from lmx.train.signals import StopSignal
 from lmx.train.state import TrainState, saved
@@ -36,9 +37,23 @@ class Profile:
     directory: Path
     running: bool = False
 
+    def check(self, steps: int) -> None:
+        """Raises UserError unless these are steps of a run of so many."""
+        if not 1 <= self.first <= self.last <= steps:
+            raise UserError(
+                f"--profile is {self.first} {self.last}, expected a first and a last step from 1 to train.steps {steps}"
+            )
+
+    def check_start(self, start: int) -> None:
+        """Raises UserError if a run that goes on after ``start`` has these steps behind it, and no trace of them."""
+        if self.last <= start and not self.directory.exists():
+            raise UserError(
+                f"--profile is {self.first} {self.last}, but the run goes on after step {start}: name later steps"
+            )
+
     def before(self, step: int) -> None:
-        """Starts the trace before its first step."""
-        if step == self.first:
+        """Starts the trace before the first of its steps that is still to do."""
+        if self.first <= step <= self.last and not self.running:
             jax.profiler.start_trace(str(self.directory))
             self.running = True
 
@@ -76,7 +91,7 @@ class Loop:
     ):
         self.experiment, self.run, self.sharding, self.prepared = experiment, run, sharding, prepared
         self.checkpointer, self.display, self.stop, self.profile = checkpointer, display, stop, profile
-        self.ledger, self.stragglers = ledger, Stragglers(run)
+        self.ledger, self.stragglers, self.outage = ledger, Stragglers(run), Outage(stop)
         self.recorder = Recorder(StepClock(experiment.train.batch * experiment.train.length))
         self.early = EarlyStopping(experiment.eval)
         self.held_out = HeldOut(experiment, sharding, prepared)
@@ -88,7 +103,7 @@ class Loop:
     def train(self, state: TrainState, start: int, meta: dict[str, Any]) -> TrainState:
         """Trains from step ``start`` to the end; raises Interrupted, after saving, when a signal asks for it."""
         self.early = replace(self.early, **meta.get("early_stopping", {}))
-        self.log = open_log(self.run, start)
+        self.log = open_log(self.run, start, meta.get("unlogged", ""))
         experiment, place = self.experiment, self.sharding.named(BATCH)
         layout = experiment.layout(self.prepared.tokenizer)
         rows = train_rows(self.prepared, length=layout, seed=experiment.train.seed)
@@ -97,11 +112,19 @@ class Loop:
             self.ledger.train(start)
         try:
             with loader:
+                self._catch_up(start, state)
                 return self._steps(state, start, loader)
         finally:
-            self.log.close()
+            with self.outage.noted():
+                self.log.close()
             if self.profile:
                 self.profile.close()
+
+    def _catch_up(self, start: int, state: TrainState) -> None:
+        """Writes the samples of the step that the run goes on from, if it ended between the save and them."""
+        last = self.early.stopped or start == self.experiment.train.steps
+        if start and (last or _due(self.experiment.sample.every, start)) and not self.sampler.wrote(start):
+            self._sample(start, state)
 
     def _steps(self, state: TrainState, start: int, loader: Loader) -> TrainState:
         compiled: Any = None
@@ -142,6 +165,8 @@ class Loop:
     def _between(self, done: int, state: TrainState) -> bool:
         """Evaluates, samples and saves what is due after ``done`` steps; whether training ends here."""
         config, last = self.experiment, done == self.experiment.train.steps
+        if self.checkpointer.failing:
+            self.stop.leave("a save that failed")  # it is raised when this state is saved
         interrupted = not last and self.stop.asks(done)
         # Also when interrupted: a resumed run does not come back to this step.
         evaluate, sample = last or _due(config.eval.every, done), last or _due(config.sample.every, done)
@@ -155,18 +180,22 @@ class Loop:
             extra = self._evaluated(state)
             ends |= self.early.stops(extra["eval_loss"])
         self._note(ready, state, extra)
-        if sample or ends:
-            with self.ledger.phase("evaluation"):
-                self.sampler.write(done, state.for_eval)
         if save or ends:
             self._save(done, state, wait=interrupted)
         elif save_locally:
             self._save(done, state, locally=True)
+        if sample or ends:  # after the save: whatever fails here loses no step
+            self._sample(done, state)
         if interrupted:
+            self.outage.end(done)
             what = f"stopped by {self.stop.received} after step {done}, saved in {self.run.path}"
             raise Interrupted(located(f"{what}; run the same command again to go on"))
         self.recorder.clock.restart()
         return ends
+
+    def _sample(self, done: int, state: TrainState) -> None:
+        with self.ledger.phase("evaluation"), self.outage.noted():
+            self.sampler.write(done, state.for_eval)
 
     def _evaluated(self, state: TrainState) -> Values:
         with self.ledger.phase("evaluation"):
@@ -176,14 +205,15 @@ class Loop:
             return values | {"eval_seconds": time.perf_counter() - started}
 
     def _save(self, done: int, state: TrainState, *, wait: bool = False, locally: bool = False) -> None:
-        meta = {"step": done, "early_stopping": self.early.state()}
+        meta = {"step": done, "early_stopping": self.early.state(), "unlogged": self.log.unlogged}
         tier = self.checkpointer.local if locally else self.checkpointer
         assert tier is not None
         with self.ledger.phase("checkpoint"):
             tier.save(done, saved(self.experiment, state), meta)
             if wait:
                 self.checkpointer.wait()
-        self.ledger.note(done, now=True)
+        with self.outage.noted():
+            self.ledger.note(done, now=True)
 
     def _note(self, ready: tuple[int, Values] | None, state: TrainState, extra: Values | None = None) -> None:
         """Shows and logs a step whose result exists; ends the run when too many were skipped."""
@@ -195,15 +225,18 @@ class Loop:
             bool(extra) or step % train.log_every == 0 or step in (1, train.steps) or values["skipped_in_a_row"] > 0
         )
         self.stragglers.add(self.recorder.own_seconds)
-        times = self.stragglers.exchange(step, values["step_seconds"]) if logged else None
-        self.display.step(step, values, logged=logged, remark=times.straggler() if times else "")
-        self.ledger.note(step)
         self.speeds.append(values["tokens_per_second"])
-        if logged:
-            self.last = {**values, **(times.values() if times else {}), **(extra or {})}
-            self.log.write(step, self.last)
-        if extra:
-            self.display.say(f"step {step}: held-out {in_words(extra, 'eval_')}")
+        times = self.stragglers.exchange(values["step_seconds"]) if logged else None
+        with self.outage.noted():
+            if logged:
+                self.last = {**values, **(times.values() if times else {}), **(extra or {})}
+                self.log.write(step, self.last)
+            if times:
+                self.stragglers.write(step, times)
+            self.ledger.note(step)
+            self.display.step(step, values, logged=logged, remark=times.straggler() if times else "")
+            if extra:
+                self.display.say(f"step {step}: held-out {in_words(extra, 'eval_')}")
         if values["skipped_in_a_row"] >= train.max_skipped:
             raise not_finite_error(
                 self.experiment,

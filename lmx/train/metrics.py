@@ -1,18 +1,20 @@
 """What a run says of itself: metrics.jsonl and TensorBoard, read from the device one step late."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 from lmx.experiment import RunDir
+from lmx.files import json_text, write_durably
 from lmx.sharding.processes import is_first
+from lmx.train.appended import Appended, Scalars
 from lmx.train.step import Metrics
 
 Values = dict[str, float]
@@ -81,30 +83,51 @@ class Recorder:
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl and TensorBoard; opened at a step, it first drops what was written after that step."""
+    """Appends to metrics.jsonl and TensorBoard; opened at a step, it first drops what was written after that step.
 
-    def __init__(self, run: RunDir, step: int):
-        cut_back(run.metrics, step)
+    A number that is not finite is null in metrics.jsonl.
+
+    Args:
+      run: whose files they are.
+      step: the last one that stays.
+      unlogged: lines that an earlier attempt could not write, as :attr:`unlogged` had them.
+    """
+
+    def __init__(self, run: RunDir, step: int, unlogged: str = ""):
+        kept = cut_back(run.metrics, step)
         cut_back(run.samples, step)
         cut_back(run.hosts, step)
-        self._file = run.metrics.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1)
+        self._lines = Appended(run.metrics)
+        self._board = Scalars(run.path / "tensorboard", step + 1)
+        for line in unlogged.splitlines():
+            if line not in kept:
+                values = numbers(json.loads(line))
+                self.write(int(values.pop("step")), values)
 
     def write(self, step: int, values: Values) -> None:
-        """One line: the step and the values."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        """One line: the step and the values. Raises OSError if it could not be written; the next write tries again."""
+        try:
+            self._lines.add((json_text({"step": step, **values}) + "\n").encode())
+        finally:
+            self._board.add(step, values)
+
+    @property
+    def unlogged(self) -> str:
+        """The lines that could not be written yet: a checkpoint keeps them."""
+        return self._lines.left.decode()
 
     def close(self) -> None:
-        """Flushes and closes both."""
-        self._file.close()
-        self._board.close()
+        """Closes both; raises OSError if something is still not written."""
+        try:
+            self._lines.close()
+        finally:
+            self._board.close()
 
 
 class NoLog:
     """The log of all processes but the first."""
+
+    unlogged = ""
 
     def write(self, step: int, values: Values) -> None:
         """Keeps nothing."""
@@ -113,30 +136,41 @@ class NoLog:
         """Has nothing to close."""
 
 
-def open_log(run: RunDir, step: int) -> MetricsLog | NoLog:
+def open_log(run: RunDir, step: int, unlogged: str) -> MetricsLog | NoLog:
     """This process's log, from ``step`` on."""
-    return MetricsLog(run, step) if is_first() else NoLog()
+    return MetricsLog(run, step, unlogged) if is_first() else NoLog()
 
 
-def append_json(file: Path, value: dict[str, Any]) -> None:
-    """Adds one line to a JSONL file."""
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(value) + "\n")
+def append_json(file: Path, *values: dict[str, Any]) -> None:
+    """Adds a line for each value to a JSONL file, or nothing: then it raises OSError."""
+    with closing(Appended(file)) as stream:
+        stream.add("".join(json_text(value) + "\n" for value in values).encode())
+
+
+def steps_of(file: Path) -> set[int]:
+    """The steps that a JSONL file has lines of."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return {json.loads(line)["step"] for line in lines}
 
 
 def last_values(file: Path) -> Values:
     """The values of metrics.jsonl's last line, its step among them."""
-    return dict(json.loads(file.read_text(encoding="utf-8").splitlines()[-1]))
+    return numbers(json.loads(file.read_text(encoding="utf-8").splitlines()[-1]))
 
 
-def cut_back(file: Path, step: int) -> None:
-    """Drops the lines of later steps, and a last line that a crash cut off; the rest is replaced at once."""
+def numbers(values: dict[str, float | None]) -> Values:
+    """Values as they were before they became JSON, where those that are not finite are null."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def cut_back(file: Path, step: int) -> list[str]:
+    """Drops the lines of later steps, and a last line that a crash cut off; the rest, which it returns, is replaced at
+    once."""
     if not file.exists():
-        return
+        return []
     kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _belongs(line, step)]
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(file)
+    write_durably(file, "".join(line + "\n" for line in kept))
+    return kept
 
 
 def _belongs(line: str, step: int) -> bool:

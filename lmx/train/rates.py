@@ -49,7 +49,7 @@ def sweep_rates(
     experiment.check()
     sharding = Sharding(build_mesh(experiment.mesh), experiment.rules)
     prepared = prepare(experiment.corpus)
-    state, *_ = fresh_state(experiment, sharding)
+    state, *_ = fresh_state(experiment, sharding, prepared.tokenizer)
     state = replace(state, frozen=load_frozen(experiment, sharding, prepared))
     layout = experiment.layout(prepared.tokenizer)
     rows = train_rows(prepared, length=layout, seed=train.seed)

@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lmx import config
 from lmx.checkpoint import loading
 from lmx.checkpoint.checkpointer import Checkpointer
 from lmx.checkpoint.local import LocalTier
 from lmx.data import cache
+from lmx.data.config import TokenizerFile
 from lmx.data.prepare import Prepared, prepare
+from lmx.data.tokenizer import TextTokenizer, open_tokenizer
 from lmx.decode.frozen import load_frozen
-from lmx.decode.sources import open_source, require_tokens
 from lmx.errors import LmxError, UserError
 from lmx.eval.compression import XzScore, xz_score
 from lmx.experiment import Experiment, RunDir
+from lmx.files import read_json, write_durably, write_json
 from lmx.kernels.roofline import quick_matmul_flops_per_second
 from lmx.report.goodput import read_goodput
 from lmx.sharding.launchers import START_SECONDS
@@ -30,9 +32,9 @@ from lmx.sharding.rules import Sharding
 from lmx.train.fingerprint import compare, fingerprint
 from lmx.train.ledger import Ledger
 from lmx.train.loop import Loop, Profile
-from lmx.train.metrics import last_values
+from lmx.train.metrics import last_values, numbers
 from lmx.train.progress import Display
-from lmx.train.rundir import check_run, locked, write_json
+from lmx.train.rundir import check_run, has_checkpoints, locked
 from lmx.train.signals import StopSignal
 from lmx.train.start import start_state
 from lmx.train.state import TrainState, pipeline_plan, state_shardings
@@ -68,6 +70,9 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
     """
     experiment.check()
     run = RunDir(run_dir)
+    profile = options.profile and Profile(*options.profile, run.path / "profile")
+    if profile:
+        profile.check(experiment.train.steps)
     ledger = Ledger(run.path if is_first() else None, options.began)
     notes = [_met(experiment, run, options.start_seconds)] if count() > 1 else []
     sharding = Sharding(build_mesh(experiment.mesh), experiment.rules)
@@ -77,17 +82,19 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
         tell(joined=True, checkpoints=str(loading.absolute(run.checkpoints_of(experiment))))
         local = _local_tier(experiment, run)
         with Checkpointer(run.checkpoints_of(experiment), experiment.checkpoint, local) as checkpointer, together():
-            state, start, meta, more = start_state(experiment, run, sharding, checkpointer)
+            state, start, meta, more = start_state(experiment, run, sharding, checkpointer, prepared.tokenizer)
+            if profile:
+                profile.check_start(start)
             state = replace(state, frozen=load_frozen(experiment, sharding, prepared))
             notes += found + _recorded(experiment, run, prepared, now) + more
             with _display(experiment, sharding, prepared, start, notes) as display:
-                profile = options.profile and Profile(*options.profile, run.path / "profile")
                 loop = Loop(experiment, run, sharding, prepared, checkpointer, display, stop, ledger, profile)
                 began = time.perf_counter()
                 held.callback(ledger.close)
                 state = loop.train(state, start, meta)
             ledger.enter("checkpoint")
             checkpointer.wait()
+            loop.outage.end(int(state.step))
             if local is not None:
                 local.close(remove=True)
             ledger.enter("finish")
@@ -105,13 +112,16 @@ def _prepared(
             held.enter_context(locked(run))
             check_run(run, experiment, options.allowed_changes)
     with agreed():
+        given = experiment.data.tokenizer
+        if isinstance(given, TokenizerFile):  # not only after all text is tokenized
+            check_vocabulary(experiment, open_tokenizer(given))
         prepared = prepare(experiment.corpus, progress=is_first())
-        check_vocabulary(experiment, prepared)
+        check_vocabulary(experiment, prepared.tokenizer)
     require_same_data("the data", prepared.fingerprint)
     now = fingerprint(sharding.mesh, prepared)
     with agreed():
         if is_first():
-            notes += compare(run, now)
+            notes += compare(run, now) if has_checkpoints(run) else []
             if not run.experiment.exists():
                 config.save(experiment, run.experiment)
             prepared.save_tokenizer(run.tokenizer)
@@ -148,7 +158,7 @@ def _local_tier(experiment: Experiment, run: RunDir) -> LocalTier | None:
     if not directory:
         return None
     if is_first() and not run.identity.exists():
-        run.identity.write_text(uuid.uuid4().hex, encoding="utf-8")
+        write_durably(run.identity, uuid.uuid4().hex)
     return LocalTier(directory, share(run.identity.read_text(encoding="utf-8") if is_first() else "")[0])
 
 
@@ -162,15 +172,13 @@ def _met(experiment: Experiment, run: RunDir, seconds: float) -> str:
     )
 
 
-def check_vocabulary(experiment: Experiment, prepared: Prepared) -> None:
-    """Raises UserError if the model has fewer tokens than the tokenizer, or starts from one with another tokenizer."""
-    if experiment.model.vocab < prepared.tokenizer.vocab_size:
+def check_vocabulary(experiment: Experiment, tokenizer: TextTokenizer) -> None:
+    """Raises UserError if the model has fewer tokens than the tokenizer."""
+    if experiment.model.vocab < tokenizer.vocab_size:
         raise UserError(
-            f"model.vocab {experiment.model.vocab} is smaller than the tokenizer's {prepared.tokenizer.vocab_size} "
-            f"tokens; set --model.vocab {prepared.tokenizer.vocab_size} or more"
+            f"model.vocab {experiment.model.vocab} is smaller than the tokenizer's {tokenizer.vocab_size} tokens; set "
+            f"--model.vocab {tokenizer.vocab_size} or more"
         )
-    if experiment.init_from:
-        require_tokens(open_source(Path(experiment.init_from)), prepared.tokenizer, "init_from")
 
 
 def _summary(
@@ -186,8 +194,8 @@ def _summary(
     done = int(state.step)
     if not is_first():
         return {"run_dir": str(run.path), "steps": done}
-    if not loop.last and run.summary.exists() and cache.read_json(run.summary)["steps"] == done:
-        return cast(dict[str, Any], cache.read_json(run.summary)) | _report(run)
+    if not loop.last and run.summary.exists() and (told := read_json(run.summary))["steps"] == done:
+        return told | numbers({name: told[name] for name in told if _learned(name)}) | _report(run)
     last = loop.last or last_values(run.metrics)  # killed between its last step and here, it has no steps to do
     summary: dict[str, Any] = {
         "run_dir": str(run.path),
@@ -196,7 +204,7 @@ def _summary(
         "training_seconds": seconds,
         "tokens_per_second": statistics.median(loop.speeds) if loop.speeds else None,
         "skipped_steps": int(state.skipped),
-        **{name: value for name, value in last.items() if name.startswith("eval_") or name == "loss"},
+        **{name: value for name, value in last.items() if _learned(name)},
     }
     if experiment.eval.xz:
         score = _cached_xz(prepared)
@@ -206,6 +214,11 @@ def _summary(
     summary["goodput"] = goodput.data() if goodput else None
     write_json(run.summary, summary)
     return summary | _report(run)
+
+
+def _learned(name: str) -> bool:
+    """Whether the summary takes this over from the metrics."""
+    return name.startswith("eval_") or name == "loss"
 
 
 def _cached_xz(prepared: Prepared) -> XzScore:

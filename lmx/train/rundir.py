@@ -1,14 +1,13 @@
 """Opening a run directory: a new one, or one to go on with, never one of another experiment."""
 
 import fcntl
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from etils import epath
 
 from lmx import config
+from lmx.checkpoint import manifest
 from lmx.errors import UserError
 from lmx.experiment import HARMLESS, Experiment, RunDir
 
@@ -29,7 +28,7 @@ def check_run(run: RunDir, experiment: Experiment, allowed: Sequence[str]) -> No
     if not run.experiment.exists():
         if any(p.name != LOCK for p in run.path.iterdir()):
             raise UserError(f"--run-dir {run.path} holds files but no run; choose an empty or a new directory")
-    elif _has_checkpoints(run):  # before the first there is nothing to alter
+    elif has_checkpoints(run):  # before the first there is nothing to alter
         _refuse_changes(run, experiment, allowed)
 
 
@@ -53,15 +52,14 @@ def locked(run: RunDir) -> Iterator[None]:
         yield
 
 
-def write_json(path: Any, value: Any) -> None:
-    """Writes JSON for people to read too."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _has_checkpoints(run: RunDir) -> bool:
+def has_checkpoints(run: RunDir) -> bool:
+    """Whether the run in this directory was ever saved."""
+    if not run.experiment.exists():
+        return False
     experiment = run.load_experiment()
     local = run.local_checkpoints_of(experiment)
-    return epath.Path(run.checkpoints_of(experiment)).exists() or (local is not None and local.exists())
+    saved = epath.Path(run.checkpoints_of(experiment)).glob(f"*/{manifest.FILE}")
+    return any(saved) or (local is not None and local.exists())
 
 
 def _refuse_changes(run: RunDir, experiment: Experiment, allowed: Sequence[str]) -> None:

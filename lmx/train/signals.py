@@ -23,6 +23,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.graceful = False
         self.received: str | None = None
+        self._left = False
 
     def __enter__(self) -> "StopSignal":
         handlers = dict.fromkeys(HANDLED, self._handle) if count() == 1 else {signal.SIGINT: self._pass_on}
@@ -34,6 +35,16 @@ class StopSignal:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def leave(self, reason: str) -> None:
+        """Asks, once, for what a signal asks for."""
+        if self._left:
+            return
+        self._left = True
+        if count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the others
+        else:
+            self.received = reason
 
     def asks(self, done: int) -> bool:
         """Whether to save and leave after ``done`` steps; all processes ask after each step, and get one answer."""

@@ -13,7 +13,8 @@ from lmx.adapters.base import check_base, checksum, write_base
 from lmx.adapters.peft import read_peft
 from lmx.checkpoint.checkpointer import Checkpointer
 from lmx.checkpoint.graft import Graft, graft
-from lmx.decode.sources import Source, open_source
+from lmx.data.tokenizer import TextTokenizer
+from lmx.decode.sources import Source, open_source, require_tokens
 from lmx.errors import UserError
 from lmx.experiment import Experiment, RunDir
 from lmx.models.model import init_params, param_shapes
@@ -25,14 +26,17 @@ from lmx.train.state import TrainState, init_state, saved, state_shapes, state_s
 
 
 def start_state(
-    experiment: Experiment, run: RunDir, sharding: Sharding, checkpointer: Checkpointer
+    experiment: Experiment, run: RunDir, sharding: Sharding, checkpointer: Checkpointer, tokenizer: TextTokenizer
 ) -> tuple[TrainState, int, dict[str, Any], list[str]]:
-    """The state to start from, its step, the checkpoint's meta data, and what there is to say about it."""
+    """The state to start from, its step, the checkpoint's meta data, and what there is to say about it.
+
+    The model of ``init_from`` is read at the first start, and beside an adapter; its tokens must be ``tokenizer``'s.
+    """
     shardings, shapes = state_shardings(experiment, sharding), state_shapes(experiment)
     target = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, shardings)
     restored = checkpointer.restore(saved(experiment, target))
     if restored is None:
-        state, base, notes = fresh_state(experiment, sharding)
+        state, base, notes = fresh_state(experiment, sharding, tokenizer)
         with agreed():
             if base and is_first():
                 write_base(run.base, experiment.init_from, base)
@@ -42,28 +46,31 @@ def start_state(
     notes = [*skipped, f"going on after step {restored.step}{origin}"]
     if not experiment.adapter.alone:
         return restored.state, restored.step, restored.meta, notes
-    state, base, _ = _initial(experiment, sharding)
+    state, base, _ = _initial(experiment, sharding, tokenizer)
     with agreed():
         check_base(run.base, experiment.init_from, base)
     return replace(restored.state, params=put(state.params, restored.state.params)), restored.step, restored.meta, notes
 
 
-def fresh_state(experiment: Experiment, sharding: Sharding) -> tuple[TrainState, str, list[str]]:
+def fresh_state(
+    experiment: Experiment, sharding: Sharding, tokenizer: TextTokenizer
+) -> tuple[TrainState, str, list[str]]:
     """A state at step 0, the checksum of the model beside an adapter ("" without one), and what there is to say."""
-    state, base, notes = _initial(experiment, sharding)
+    state, base, notes = _initial(experiment, sharding, tokenizer)
     if isinstance(experiment.adapter, Lora) and experiment.adapter.start:
         state = _with_adapter(experiment, experiment.adapter, state, state_shardings(experiment, sharding))
         notes.append(f"adapter of {experiment.adapter.start}")
     return state, base, notes
 
 
-def _initial(experiment: Experiment, sharding: Sharding) -> tuple[TrainState, str, list[str]]:
+def _initial(experiment: Experiment, sharding: Sharding, tokenizer: TextTokenizer) -> tuple[TrainState, str, list[str]]:
     """The same without the adapter that it may start from."""
     shardings, key = state_shardings(experiment, sharding), jax.random.key(experiment.train.seed)
     if not experiment.init_from:
         make = jax.jit(functools.partial(init_state, experiment), out_shardings=shardings)
         return make(key), "", _counted(experiment)
     source = open_source(Path(experiment.init_from))
+    require_tokens(source, tokenizer, "init_from")
     grafted = _grafted(experiment, source)
     params, step = source.read("float32", sharding, None)
 

@@ -85,7 +85,7 @@ class Stragglers:
         """A step's own time of this process."""
         self.own.append(own_seconds)
 
-    def exchange(self, step: int, step_seconds: float) -> Times | None:
+    def exchange(self, step_seconds: float) -> Times | None:
         """Tells the mean since the last time; on the first process of several, what all have told."""
         if count() == 1 or not self.own:
             return None
@@ -95,6 +95,8 @@ class Stragglers:
             return None
         told = {process: json.loads(text) for process, text in posted(TOPIC).items()}
         own, hosts = {p: float(t[1]) for p, t in told.items()}, {p: str(t[0]) for p, t in told.items()}
-        times = Times(own, hosts, step_seconds)
+        return Times(own, hosts, step_seconds)
+
+    def write(self, step: int, times: Times) -> None:
+        """Adds them to hosts.jsonl."""
         append_json(self.run.hosts, {"step": step, **times.data()})
-        return times

@@ -1,5 +1,6 @@
 import errno
 import functools
+import logging
 import os
 import shutil
 import subprocess
@@ -60,6 +61,10 @@ def saved(directory, *steps, **options):
 def restored(directory, step=None):
     with Checkpointer(directory, CheckpointConfig()) as checkpointer:
         return checkpointer.restore(abstract(make_state()), step)
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def flip(file, bit):
@@ -237,9 +242,6 @@ def test_restores_onto_another_mesh(tmp_path):
 
 
 def test_a_failed_save_is_told_at_the_next_call_and_may_be_tried_again(tmp_path, monkeypatch):
-    def no_space(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     saved(tmp_path, 1)
     with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
         with monkeypatch.context() as patch:
@@ -250,6 +252,38 @@ def test_a_failed_save_is_told_at_the_next_call_and_may_be_tried_again(tmp_path,
         assert checkpointer.steps() == (1,)
         checkpointer.save(2, make_state(2), {})
     assert restored(tmp_path).step == 2
+
+
+def test_after_a_failed_save_the_next_is_completed_before_it_is_raised(tmp_path, monkeypatch):
+    saved(tmp_path, 1)
+    with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
+        with monkeypatch.context() as patch:
+            patch.setattr(manifest, "write", no_space)
+            checkpointer.save(2, make_state(2), {})
+            while not checkpointer.failing:
+                time.sleep(0.01)
+        with pytest.raises(LmxError, match=r"step 2 was not saved in .* the disk is full.*\(step 3 was saved\)"):
+            checkpointer.save(3, make_state(3), {})
+        assert not checkpointer.failing
+    assert checkpointer.steps() == (1, 3)
+
+
+def test_a_failed_save_leaves_nothing_of_its_own_behind(tmp_path, monkeypatch, caplog):
+    def cut_off(path, *_, **__):
+        path.with_name(f"{path.name}.orbax-checkpoint-tmp").mkdir()
+        no_space()
+
+    saved(tmp_path, 1)
+    with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
+        monkeypatch.setattr(checkpointer_module.v1, "save_async", cut_off)
+        checkpointer.save(2, make_state(2), {})
+        with pytest.raises(LmxError, match=r"step 2 was not saved in .* the disk is full"):
+            checkpointer.wait()
+        assert not list(tmp_path.glob("*.orbax-checkpoint-tmp*"))
+        (tmp_path / "2.orbax-checkpoint-tmp").mkdir()  # Orbax's threads may still be writing
+    assert not list(tmp_path.glob("*.orbax-checkpoint-tmp*"))
+    logging.getLogger("absl").error("_SignalingThread.run() raised an exception: it is raised too")
+    assert not caplog.records
 
 
 def test_a_full_disk_leaves_the_older_checkpoints(tmp_path):

@@ -68,13 +68,3 @@ def test_processes_share_the_work_of_verifying(step):
     file.write_bytes(file.read_bytes()[::-1])
     reasons = [manifest.problem(step, 7, part, 3) for part in range(3)]
     assert sum(r is not None for r in reasons) == 1
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = epath.Path(tmp_path) / "run" / "meta.json"
-    path.parent.mkdir()
-    manifest.write_durably(path, "old")
-    monkeypatch.setattr(manifest.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("gone")))
-    with pytest.raises(OSError, match="gone"):
-        manifest.write_durably(path, "new")
-    assert path.read_text() == "old"

@@ -47,6 +47,10 @@ def raises() -> Experiment:
     return 1 / 0
 
 
+def exits() -> Experiment:
+    raise SystemExit(0)
+
+
 def returns_a_dict() -> dict:
     return {"steps": 3}
 """
@@ -226,6 +230,8 @@ BROKEN = {
     "no function": ("DIR/tiny.py:narrow", ["no recipe function 'narrow'", "tiny, wider"]),
     "no callable": ("DIR/tiny.py:CONSTANT", ["no recipe function 'CONSTANT'"]),
     "raises": ("DIR/tiny.py:raises", ["raised ZeroDivisionError: division by zero"]),
+    "exits": ("DIR/tiny.py:exits", ["tiny.py:exits raised SystemExit: 0"]),
+    "exits at once": ("DIR/stops.py", ["stops.py raised SystemExit: enough"]),
     "another type": ("DIR/tiny.py:returns_a_dict", ["returned dict, expected an lmx.Experiment"]),
     "syntax": ("DIR/syntax.py", ["syntax.py raised SyntaxError"]),
     "import": ("DIR/imports.py", ["imports.py raised ModuleNotFoundError", "no_such_module"]),
@@ -238,6 +244,7 @@ def test_a_broken_recipe_is_one_sentence(
 ) -> None:
     (recipe.parent / "syntax.py").write_text("def syntax(:\n")
     (recipe.parent / "imports.py").write_text("import no_such_module\n")
+    (recipe.parent / "stops.py").write_text("import sys\nsys.exit('enough')\n")
     name, said = BROKEN[case]
     run = tmp_path / "run"
     assert code("train", name.replace("DIR", str(recipe.parent)), "--run-dir", run) == 2

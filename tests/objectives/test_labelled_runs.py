@@ -214,7 +214,8 @@ def test_several_classes_may_hold() -> None:
 def test_another_head_starts_fresh_and_it_is_said(run: tuple[Path, dict[str, Any]], data: DataConfig) -> None:
     tagging = replace(BERT, task="token_classification", classes=4)
     wanted = experiment(data, Classification(), tagging, init_from=str(run[0]))
-    state, _, notes = fresh_state(wanted, Sharding(build_mesh(MeshConfig(data=1), jax.devices()[:1]), wanted.rules))
+    sharding = Sharding(build_mesh(MeshConfig(data=1), jax.devices()[:1]), wanted.rules)
+    state, _, notes = fresh_state(wanted, sharding, prepare(wanted.corpus).tokenizer)
     assert "tasks/classes/out/bias, tasks/classes/out/kernel start fresh" in notes[0]
     assert "tasks/classes/transform/dense/kernel" in notes[0].split("start fresh")[1]
     given = lmx.load(run[0]).params

@@ -68,6 +68,23 @@ def test_bfloat16_moments_are_stored_and_near():
         assert np.any(np.asarray(params[name]) != np.asarray(exact[name]))
 
 
+@pytest.mark.parametrize(("b2", "stored"), [(0.999, jnp.float32), (0.95, jnp.bfloat16)])
+def test_stored_second_moments_follow_gradients_that_shrink(b2, stored):
+    def steps(optimizer):
+        transformation, params = optimizer.build({}), {"kernel": jnp.zeros(4)}
+
+        def step(state, size):
+            return transformation.update({"kernel": jnp.full(4, size)}, state, params)[1], None
+
+        sizes = jnp.where(jnp.arange(8000) < 1000, 1.0, 0.1)
+        return moments(jax.lax.scan(step, transformation.init(params), sizes)[0]).nu["kernel"]
+
+    exact = steps(AdamW(b2=b2))
+    near = steps(AdamW(b2=b2, moments="bfloat16"))
+    assert near.dtype == stored
+    np.testing.assert_allclose(near.astype(jnp.float32), exact, rtol=0.06)
+
+
 DECAYED = {
     "gpt2": {
         "embedding/table",

@@ -23,8 +23,9 @@ def test_reads_each_number_as_a_series_over_steps(tmp_path):
     assert run.samples == ()
 
 
-def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path):
-    run = read_run(write(tmp_path, '{"step": 1, "loss": NaN}', '{"step": 2, "lo'))
+@pytest.mark.parametrize("unknown", ["NaN", "null"])
+def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path, unknown):
+    run = read_run(write(tmp_path, f'{{"step": 1, "loss": {unknown}}}', '{"step": 2, "lo'))
     assert run.series["loss"].steps.tolist() == [1]
     assert math.isnan(run.series["loss"].values[0])
 

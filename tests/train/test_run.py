@@ -2,9 +2,11 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,17 @@ import pytest
 from lmx.checkpoint import manifest
 from lmx.checkpoint.checkpointer import load_subtree
 from lmx.checkpoint.config import CheckpointConfig
-from lmx.data.config import DataConfig, LocalFiles, TrainedBpe
+from lmx.cli.train import describe
+from lmx.data.config import DataConfig, LocalFiles, TokenizerFile, TrainedBpe
 from lmx.decode.convert import convert
+from lmx.decode.generate import Generator
 from lmx.errors import Interrupted, LmxError, UserError
 from lmx.experiment import EvalConfig, Experiment, RunDir, SampleConfig, TrainConfig
+from lmx.files import write_json
 from lmx.models.families.llama import Llama
 from lmx.optim.schedule import Schedule
 from lmx.train import run as run_module
+from lmx.train.appended import Appended
 from lmx.train.loop import Loop
 from lmx.train.metrics import MetricsLog
 from lmx.train.run import RunOptions, train
@@ -161,14 +167,30 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     assert_same(fresh, finished[0])
 
 
-def test_a_run_stopped_while_it_is_profiled_leaves_its_trace(
+def test_a_run_stopped_while_it_is_profiled_leaves_its_trace_and_the_rest_of_it_later(
     tiny: Experiment, fresh: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         stop_after_logging(patch, 3)
         with pytest.raises(Interrupted):
-            train(tiny, fresh.path, RunOptions(profile=(2, 12)))
-    assert list(fresh.path.rglob("*.xplane.pb"))
+            train(tiny, fresh.path, RunOptions(profile=(2, 5)))
+    assert len(list(fresh.path.rglob("*.xplane.pb"))) == 1
+    time.sleep(1)  # a trace is named after the second in which it began
+    train(tiny, fresh.path, RunOptions(profile=(2, 5)))
+    assert len(list(fresh.path.rglob("*.xplane.pb"))) == 2
+
+
+@pytest.mark.parametrize("steps", [(0, 3), (5, 2), (2, STEPS + 1)])
+def test_steps_that_cannot_be_profiled_are_refused(tiny: Experiment, fresh: RunDir, steps: tuple[int, int]) -> None:
+    with pytest.raises(UserError, match=f"--profile is {steps[0]} {steps[1]}, expected .* from 1 to train.steps"):
+        train(tiny, fresh.path, RunOptions(profile=steps))
+
+
+def test_steps_that_a_run_has_behind_it_are_not_profiled(tiny: Experiment, copy: RunDir) -> None:
+    with pytest.raises(UserError, match="--profile is 2 3, but the run goes on after step 12"):
+        train(tiny, copy.path, RunOptions(profile=(2, 3)))
+    (copy.path / "profile").mkdir()  # unless they were, by the command that now goes on
+    assert train(tiny, copy.path, RunOptions(profile=(2, 3)))["steps"] == STEPS
 
 
 def test_a_finished_run_started_again_changes_nothing(tiny: Experiment, finished: Any, copy: RunDir) -> None:
@@ -183,6 +205,12 @@ def test_a_run_killed_before_its_summary_still_gets_one(tiny: Experiment, finish
     summary = train(tiny, copy.path)
     kept = ("steps", "tokens", "loss", "eval_loss", "eval_bits_per_byte")
     assert {k: summary[k] for k in kept} == {k: finished[1][k] for k in kept}
+
+
+def test_a_summary_with_a_loss_that_was_not_finite_is_told_again(tiny: Experiment, copy: RunDir) -> None:
+    write_json(copy.summary, json.loads(copy.summary.read_text()) | {"eval_loss": math.nan})
+    assert json.loads(copy.summary.read_text())["eval_loss"] is None
+    assert "held-out loss nan" in describe(train(tiny, copy.path) | {"report": "here"}, copy.path)
 
 
 def lose(checkpoint: Path) -> None:
@@ -274,12 +302,18 @@ def test_changes_that_learning_does_not_depend_on_are_allowed(tiny: Experiment, 
     assert train(changed(tiny, "eval", every=3), copy.path)["steps"] == STEPS
 
 
-def test_data_that_changed_under_a_run_is_refused(tiny: Experiment, copy: RunDir, corpus: Path) -> None:
+def test_data_that_changed_under_a_run_is_refused_if_it_was_ever_saved(
+    tiny: Experiment, copy: RunDir, corpus: Path
+) -> None:
     new = corpus / "new.txt"
     new.write_text("a document that was not there before")
     try:
         with pytest.raises(UserError, match=r"the text or the tokenizer changed.*--run-dir"):
             train(tiny, copy.path)
+        for step in (4, 8):
+            lose(copy.checkpoints / str(step))
+        cut_off(copy.checkpoints / "12")
+        assert train(changed(tiny, "train", steps=3), copy.path)["steps"] == 3
     finally:
         new.unlink()
 
@@ -299,9 +333,13 @@ def test_a_second_trainer_of_the_same_run_is_refused(tiny: Experiment, copy: Run
         train(tiny, copy.path)
 
 
-def test_init_from_takes_the_averaged_weights_and_nothing_else(tiny: Experiment, finished: Any, fresh: RunDir) -> None:
-    still = replace(tiny, schedule=Schedule(peak=0.0, warmup=0), init_from=str(finished[0].path))
+def test_init_from_takes_the_averaged_weights_and_nothing_else_and_only_once(
+    tiny: Experiment, copy: RunDir, finished: Any, fresh: RunDir
+) -> None:
+    still = replace(tiny, schedule=Schedule(peak=0.0, warmup=0), init_from=str(copy.path))
     summary = train(changed(still, "train", steps=1), fresh.path)
+    shutil.rmtree(copy.path)
+    assert train(changed(still, "train", steps=1), fresh.path)["steps"] == 1
     assert summary["steps"] == 1
     assert arrays(fresh, "params", 1) == arrays(finished[0], "ema")
     assert summary["eval_loss"] == pytest.approx(finished[1]["eval_loss"], rel=1e-6)
@@ -314,6 +352,16 @@ def test_init_from_takes_a_hugging_face_directory(
     still = replace(tiny, schedule=Schedule(peak=0.0, warmup=0), init_from=str(tmp_path / "exported"))
     summary = train(changed(still, "train", steps=1), fresh.path)
     assert summary["eval_loss"] == pytest.approx(finished[1]["eval_loss"], rel=1e-6)
+
+
+def test_a_vocabulary_that_is_too_small_is_refused_before_text_is_tokenized(
+    tiny: Experiment, finished: Any, fresh: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "prepare", lambda *_, **__: 1 / 0)
+    given = replace(tiny.data, tokenizer=TokenizerFile(path=str(finished[0].tokenizer)))
+    small = replace(tiny, data=given, model=replace(tiny.model, vocab=200))
+    with pytest.raises(UserError, match=r"model\.vocab 200 is smaller than the tokenizer's \d+ tokens"):
+        train(small, fresh.path)
 
 
 def test_init_from_another_model_is_refused_with_the_difference(tiny: Experiment, finished: Any, fresh: RunDir) -> None:
@@ -339,8 +387,7 @@ def test_gradients_that_stay_infinite_end_the_run_with_step_layer_and_documents(
         train(changed(absurd, "train", max_skipped=3), fresh.path)
     message = str(caught.value)
     assert message.startswith("step 4:")
-    assert "stack/" in message
-    assert "in layer 0, 1" in message
+    assert "the first gradient that is not is that of layer 1 (row 1 of stack/segment_0/block_0/*)" in message
     assert str(corpus) in message
     assert [line["skipped_in_a_row"] for line in metrics(fresh)] == [0, 1, 2, 3]
 
@@ -358,3 +405,64 @@ def test_a_full_disk_costs_the_new_checkpoint_only(
             train(longer, copy.path, options)
     assert load_subtree(copy.checkpoints, "params").step == STEPS
     assert train(longer, copy.path)["steps"] == 16
+
+
+def test_a_save_that_failed_is_noticed_at_the_next_step_which_is_saved(
+    tiny: Experiment, finished: Any, fresh: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between, write = Loop._between, manifest.write
+
+    def full(*_: Any) -> None:
+        monkeypatch.setattr(manifest, "write", write)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def patient(self: Loop, done: int, state: Any) -> bool:
+        while self.checkpointer._pending and not self.checkpointer._pending[1].done():
+            time.sleep(0.01)
+        return between(self, done, state)
+
+    monkeypatch.setattr(manifest, "write", full)
+    monkeypatch.setattr(Loop, "_between", patient)
+    with pytest.raises(LmxError, match=r"step 4 was not saved in .* the disk is full.*\(step 5 was saved\)"):
+        train(tiny, fresh.path)
+    train(tiny, fresh.path)
+    assert_same(fresh, finished[0])
+
+
+def test_what_fails_in_sampling_costs_no_step_and_is_done_again(
+    tiny: Experiment, finished: Any, copy: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(copy.checkpoints / str(STEPS))
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "generate", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(tiny, copy.path)
+    train(tiny, copy.path)
+    assert_same(copy, finished[0])
+    assert [line["step"] for line in metrics(copy)] == list(range(1, STEPS + 1))
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_training(tiny: Experiment, fresh: RunDir) -> None:
+    with pytest.raises(UserError, match=r"sample\.prompts: prompt 1 has \d+ tokens, which with 3 new ones exceeds"):
+        train(changed(tiny, "sample", prompts=("the", "the cat " * 30)), fresh.path)
+    assert not fresh.metrics.exists()
+
+
+def test_a_full_disk_under_the_metrics_saves_the_run_ends_it_and_loses_no_line(
+    tiny: Experiment, finished: Any, fresh: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = Appended.add
+
+    def full(self: Appended, record: bytes) -> None:
+        if self._path == fresh.metrics and (b'"step": 6' in record or self.left):
+            self.left += record
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        add(self, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Appended, "add", full)
+        with pytest.raises(LmxError, match=r"metrics\.jsonl could not be written: No space.* saved after step 7"):
+            train(tiny, fresh.path)
+    assert [line["step"] for line in metrics(fresh)] == [1, 2, 3, 4, 5]
+    train(tiny, fresh.path)
+    assert_same(fresh, finished[0])

@@ -1,0 +1,71 @@
+"""Files that appear whole or not at all, whatever ends the process or the machine."""
+
+import json
+import math
+import os
+from typing import Any
+
+from etils import epath
+
+from lmx.errors import UserError
+
+AnyPath = str | os.PathLike[str]
+
+
+def write_durably(path: AnyPath, text: str) -> None:
+    """Writes ``text``: a crash leaves the old file or the whole new one, and a finished write survives it."""
+    target = epath.Path(path)
+    if not is_local(path):
+        target.write_text(text)  # an object appears whole or not at all
+        return
+    temporary = f"{target}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, target)
+    for folder in (target.parent, target.parent.parent):
+        _flush_directory(folder)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that every parser takes: numbers that are not finite, for which it has no word, become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def write_json(path: AnyPath, value: Any) -> None:
+    """Writes JSON (see :func:`json_text`) for people to read too, durably."""
+    write_durably(path, json_text(value, indent=2) + "\n")
+
+
+def read_json(path: AnyPath) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      UserError: it is not JSON: something else wrote it, or the disk lost a part of it.
+    """
+    try:
+        return json.loads(epath.Path(path).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged, expected JSON: {error}; put it back from a copy, or delete it") from error
+
+
+def is_local(path: AnyPath) -> bool:
+    """Whether ``path`` is on a file system and not in an object store."""
+    return "://" not in os.fspath(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flush_directory(path: AnyPath) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
