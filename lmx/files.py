@@ -3,6 +3,8 @@
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from etils import epath
@@ -13,19 +15,33 @@ AnyPath = str | os.PathLike[str]
 
 
 def write_durably(path: AnyPath, text: str) -> None:
-    """Writes ``text``: a crash leaves the old file or the whole new one, and a finished write survives it."""
+    """Writes ``text``: a crash leaves the old file or the whole new one, and a finished write survives it.
+
+    Raises:
+      OSError: it could not be written; the old file is as it was.
+    """
     target = epath.Path(path)
     if not is_local(path):
         target.write_text(text)  # an object appears whole or not at all
         return
     temporary = f"{target}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
+    with naming(target), open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, target)
     for folder in (target.parent, target.parent.parent):
         _flush_directory(folder)
+
+
+@contextmanager
+def naming(path: AnyPath) -> Iterator[None]:
+    """Within the block an OSError that names no file, as those of writes, gets the name of this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

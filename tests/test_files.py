@@ -28,9 +28,10 @@ def test_a_failed_write_leaves_the_old_file(
 ) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("gone")))
-    with pytest.raises(OSError, match="gone"):
+    monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(5, "gone")))
+    with pytest.raises(OSError, match="gone") as caught:
         write(path)
+    assert caught.value.filename == str(path)
     assert path.read_text() == "old"
 
 

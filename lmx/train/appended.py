@@ -11,6 +11,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
+from lmx.files import naming
+
 
 class Appended:
     """A file that grows by whole records: what cannot be written is kept, and tried again with the next record.
@@ -27,12 +29,10 @@ class Appended:
         """Writes what is left, and a record. Raises OSError, with the file's name, if they could not be written."""
         self.left += record
         end = self._file.seek(0, os.SEEK_END)
-        try:
+        with naming(self._path):
             if self._file.write(self.left) < len(self.left):
                 self._file.truncate(end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
         self.left = b""
 
     def close(self) -> None:

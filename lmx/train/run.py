@@ -66,7 +66,7 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
     Raises:
       UserError: bad configuration, data or run directory.
       Interrupted: a signal came; the state was saved, and the same call goes on.
-      LmxError: gradients stayed non-finite, or a checkpoint could not be written.
+      LmxError: gradients stayed non-finite, or a checkpoint or another file of the run could not be written.
     """
     experiment.check()
     run = RunDir(run_dir)
