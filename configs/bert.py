@@ -1,10 +1,12 @@
 """BERT pretraining (Devlin et al. 2018) on the Python standard library: masked tokens, and next sentences.
 
-lmx train configs/bert.py
 lmx train configs/bert.py:modern
+lmx train configs/bert.py
 lmx train configs/bert.py:whole_words
 lmx train configs/bert.py:sentence_order
+lmx bench train configs/bert.py:bert_base --batch 8 --length 128
 
+BERT_EXPECT
 What it prints beside the loss: the accuracy on masked tokens of held-out modules and what always guessing the commonest
 token reaches (eval_accuracy, eval_baseline_accuracy), and that on pairs (eval_pair_accuracy; chance is 0.5).
 """

@@ -1,9 +1,10 @@
 """One tiny recipe of each kind of model, whose sizes every mesh of 8 devices divides.
 
 cd configs; lmx check mesh check.py:decoder check.py:encoder check.py:encoder_decoder check.py:mixture --devices 8
+cd configs; lmx check mesh check.py:dropless --devices 8
 
 Rows are packed, with uneven numbers of targets. The optimizer's eps is well above the rounding of
-a gradient, which Adam would blow up to a whole step. What to expect: the same numbers on all 56 meshes (of the mixture
+a gradient, which Adam would blow up to a whole step. Expect the same numbers on all 56 meshes (of the mixture
 on 50: a capacity does not go with stages where the sequence is split, which dropless does).
 """
 

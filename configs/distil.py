@@ -17,7 +17,7 @@ from lmx.experiment import Experiment
 from lmx.objectives.distillation import Distillation
 
 
-def student() -> Experiment:
+def distil() -> Experiment:
     """Learns the next token half from the text and half from the teacher's predictions."""
     return replace(alone(), objective=Distillation(teacher="runs/quickstart"))
 

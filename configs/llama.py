@@ -1,6 +1,12 @@
 """Llama 3 shapes (Dubey et al. 2024): 1B, 8B and 70B parameters, bfloat16 matrix products, parameters sharded.
 
 lmx train configs/llama.py:llama_1b --mesh.data 1 --mesh.fsdp 8
+lmx train configs/llama.py:llama_8b --mesh.data 1 --mesh.fsdp 64
+lmx train configs/llama.py:llama_70b --mesh.data 1 --mesh.fsdp 512
+lmx plan configs/llama.py:llama_8b --topology v5p:4x4x4 --mesh.data 1 --mesh.fsdp 64
+
+They were compiled (the last command) and not trained; for a Llama that trains in minutes see quickstart.py. Expect of
+lmx model 1,235,814,400, 8,030,261,248 and 70,553,706,496 parameters.
 """
 
 from dataclasses import replace

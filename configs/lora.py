@@ -1,13 +1,25 @@
-"""Adapters beside the quickstart model: LoRA, DoRA and QLoRA, on the standard library or on your own text.
+"""Adapters beside a model: LoRA, DoRA and QLoRA, on the standard library or on your own text.
 
 lmx train configs/quickstart.py
 lmx train configs/lora.py
+lmx train configs/lora.py:dora --run-dir runs/dora
+lmx train configs/lora.py:qlora --run-dir runs/qlora
 lmx train configs/lora.py:own_text --data.sources.0.files "my/texts/*.txt" --run-dir runs/mine
 lmx train configs/lora.py:own_text_whole --data.sources.0.files "my/texts/*.txt" --run-dir runs/whole
 lmx convert runs/quickstart exported --to hf && lmx convert runs/lora adapter --to peft
 
-An adapter is all that is trained and kept; runs/quickstart has to stay where it is. The number of steps and the
-learning rate are first guesses: lmx lr configs/lora.py suggests one.
+An adapter is all that is trained and kept; runs/quickstart has to stay where it is. What to expect of the first three:
+that they go on where the quickstart's model was; it has more to learn of its text than an adapter can hold.
+
+How near an adapter comes to training all parameters (both best of two learning rates):
+
+lmx train configs/lora.py:base --run-dir runs/base
+lmx train configs/lora.py:docstrings --run-dir runs/adapted
+lmx train configs/lora.py:docstrings_whole --run-dir runs/tuned
+lmx report runs/adapted runs/tuned
+
+Expect 3.97 nats a held-out token of all parameters, and 4.01 of the adapter: 1% more with 2% of the parameters. The
+base has read the library, docstrings of held-out functions among it; what is new to it is to be asked.
 """
 
 from dataclasses import replace
@@ -15,8 +27,10 @@ from dataclasses import replace
 from quickstart import quickstart
 
 from lmx.adapters.adapter import Dora, Lora, Whole
-from lmx.data.config import LocalFiles, TokenizerFile
-from lmx.experiment import Experiment
+from lmx.data.config import DataConfig, Docstrings, LocalFiles, TokenizerFile
+from lmx.experiment import EvalConfig, Experiment
+from lmx.objectives.seq_to_seq import SeqToSeq
+from lmx.optim.catalogue import Muon
 from lmx.optim.schedule import Schedule
 
 
@@ -46,12 +60,54 @@ def qlora() -> Experiment:
 
 
 def own_text() -> Experiment:
-    """On text files: give them with --data.sources.0.files. The tokenizer is the base's."""
+    """On text files: give them with --data.sources.0.files. The tokenizer is the base's; its table has an adapter too,
+    because another text has other words."""
     base = lora()
     data = replace(base.data, sources=(LocalFiles(),), tokenizer=TokenizerFile(path="runs/quickstart/tokenizer"))
-    return replace(base, data=data, sample=replace(base.sample, prompts=("The ",)))
+    return replace(
+        base,
+        adapter=Lora(rank=8, alpha=16.0, table_rank=8),
+        data=data,
+        schedule=Schedule(peak=1e-2, warmup=10),
+        sample=replace(base.sample, prompts=("The ",)),
+    )
 
 
 def own_text_whole() -> Experiment:
     """All parameters on the same text, in as many steps: what an adapter is compared with."""
-    return replace(own_text(), adapter=Whole())
+    return replace(own_text(), adapter=Whole(), schedule=Schedule(peak=1e-3, warmup=10))
+
+
+def base() -> Experiment:
+    """The quickstart's model, trained for longer and with Muon: what there is to know of its text it knows better."""
+    quick = quickstart()
+    return replace(
+        quick,
+        optimizer=Muon(weight_decay=0.05),
+        schedule=Schedule(peak=4e-3, warmup=100, final=0.02),
+        train=replace(quick.train, steps=1600, batch=8),
+        eval=EvalConfig(every=400, rows=64),
+        sample=replace(quick.sample, every=0),
+    )
+
+
+def docstrings() -> Experiment:
+    """What a function does, from its code: 75,520 of the 3.8 million parameters (1.99%) learn it."""
+    return replace(
+        docstrings_whole(), adapter=Lora(rank=3, alpha=6.0, table_rank=5), schedule=Schedule(peak=1e-2, warmup=10)
+    )
+
+
+def docstrings_whole() -> Experiment:
+    """All parameters learn it."""
+    known = base()
+    return replace(
+        known,
+        init_from="runs/base",
+        data=DataConfig(sources=(Docstrings(),), tokenizer=TokenizerFile(path="runs/base/tokenizer"), held_out=0.05),
+        objective=SeqToSeq(target_length=64),
+        optimizer=replace(quickstart().optimizer, weight_decay=0.0),
+        schedule=Schedule(peak=1e-3, warmup=10),
+        train=replace(known.train, steps=150),
+        eval=EvalConfig(every=50, rows=96),
+    )

@@ -1,6 +1,9 @@
 """Mixtral shapes (Jiang et al. 2024): 47B parameters of which 13B see a token, the experts spread over devices.
 
 lmx train configs/mixtral.py:mixtral_8x7b --mesh.fsdp 16 --mesh.expert 8
+lmx plan configs/mixtral.py:mixtral_8x7b --topology v5p:4x4x8 --mesh.fsdp 16 --mesh.expert 8
+
+It was not trained. Expect of lmx model 46,702,792,704 parameters, of which 12,879,925,248 see a token.
 """
 
 from lmx.data.config import DataConfig, TrainedBpe

@@ -2,6 +2,8 @@
 
 lmx train configs/quickstart.py
 lmx train configs/quickstart.py:own_text --data.sources.0.files "my/texts/*.txt" --run-dir runs/mine
+
+QUICK_EXPECT
 """
 
 from dataclasses import replace

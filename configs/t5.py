@@ -3,6 +3,9 @@
 lmx train configs/t5.py
 lmx train configs/t5.py:ul2
 lmx train configs/t5.py:prefix_lm
+lmx bench train configs/t5.py:t5_small --batch 8 --length 128 --objective.target-length 64
+
+T5_EXPECT
 """
 
 from dataclasses import replace

@@ -3,8 +3,10 @@
 lmx train configs/transformer.py
 lmx train configs/transformer.py:translation --data.sources.0.files "en/*.txt" --data.sources.0.target-files "de/*.txt"
 lmx train configs/transformer.py:help_pages
+lmx bench train configs/transformer.py:transformer_base --batch 8 --length 128 --objective.target-length 64
 
-The last translates the help of LibreOffice from English to German, as Debian's packages libreoffice-help-en-us and
+TRANSFORMER_EXPECT
+The third translates the help of LibreOffice from English to German, as Debian's packages libreoffice-help-en-us and
 libreoffice-help-de install it. What it prints beside the loss: the BLEU of what the model writes for held-out pages,
 and that of copying the source (eval_bleu, eval_copy_bleu).
 """
