@@ -123,7 +123,7 @@ class Generator:
             raise UserError("there is no prompt to continue; give at least one")
         if isinstance(stop, str) or "" in stop:
             raise UserError(f"stop is {stop!r}, expected a list of strings of at least one character; or leave it out")
-        encoded = [self._encode(p, i, max_new_tokens) for i, p in enumerate(prompts)]
+        encoded = [self.encode_prompt(p, i, max_new_tokens) for i, p in enumerate(prompts)]
         ends = frozenset([self.tokenizer.end_id, *self.stops])
         rows = [Row(TextStream(self.tokenizer), ends, tuple(stop), max_new_tokens) for _ in prompts]
         program, state = self._read(encoded, max_new_tokens, sampling, seeds, sorted(ends))
@@ -185,7 +185,7 @@ class Generator:
         )
         return program, state
 
-    def _encode(self, prompt: str, index: int, new: int) -> list[int]:
+    def encode_prompt(self, prompt: str, index: int, new: int) -> list[int]:
         tokens = self.encode(prompt) if self.encode else self._as_trained(prompt)
         if new < 1:
             raise UserError(f"max_new_tokens is {new}, expected at least 1")

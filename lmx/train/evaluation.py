@@ -91,7 +91,7 @@ class Writer:
         """Raises UserError for a prompt that does not fit the context with so many new tokens."""
         generator = self._generator({})
         for index, prompt in enumerate(prompts):
-            generator._encode(prompt, index, tokens)
+            generator.encode_prompt(prompt, index, tokens)
 
     def _generator(self, params: Params) -> Generator:
         return Generator(

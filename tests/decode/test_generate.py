@@ -92,8 +92,8 @@ def test_a_stop_token_ends_its_row_only(generator, tokenizer, greedy):
     class Ends(type(generator)):
         """Prompts begin as ever; another token ends them."""
 
-        def _encode(self, prompt, index, new):
-            return [tokenizer.end_id, *super()._encode(prompt, index, new)[1:]]
+        def encode_prompt(self, prompt, index, new):
+            return [tokenizer.end_id, *super().encode_prompt(prompt, index, new)[1:]]
 
     other = copy.copy(tokenizer)
     other.end_id = first[at]
