@@ -186,7 +186,7 @@ class Generator:
         return program, state
 
     def encode_prompt(self, prompt: str, index: int, new: int) -> list[int]:
-        """The tokens of prompt number ``index``. Raises UserError if the context has no room for ``new`` ones after it."""
+        """The tokens of prompt number ``index``; raises UserError if ``new`` more do not fit the context."""
         tokens = self.encode(prompt) if self.encode else self._as_trained(prompt)
         if new < 1:
             raise UserError(f"max_new_tokens is {new}, expected at least 1")
