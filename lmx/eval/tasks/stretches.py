@@ -116,5 +116,5 @@ def best_span(scores: np.ndarray, longest: int) -> tuple[float, int, int]:
         return -np.inf, 0, 0
     far = np.arange(len(scores))[None, :] - np.arange(len(scores))[:, None]
     sums = np.where((far >= 0) & (far < longest), scores[:, :1] + scores[:, 1], -np.inf)
-    start, end = divmod(int(sums.argmax()), len(scores))
+    start, end = divmod(int(np.argmax(sums)), len(scores))
     return float(sums[start, end]), start, end + 1
