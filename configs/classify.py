@@ -8,8 +8,9 @@ lmx train configs/classify.py:from_scratch --run-dir runs/scratch
 The first is complete by itself. The others compare: what pretraining on the library's text gives to the same model,
 tokenizer and number of steps. What is printed: the accuracy on held-out snippets, what always guessing the
 commonest module reaches (eval_accuracy, eval_baseline_accuracy), and macro F1 (eval_f1). Only their labels are
-held out: pretraining has read the text of most snippets. Expect 49% against 19%:
-a head start, chosen for its size. With 100 steps or more, or with mean pooling, both are alike or scratch is ahead.
+held out: pretraining has read the text of most snippets. Expect of the third 47% and of the fourth 21% (means of three
+seeds), of the first 18%: after 60 steps pretraining is a head start. It gives no better classifier in the end, because
+single words tell these classes: after 200 steps it was 70.5 against 72.9%, and of 20 labels a class scratch learns more.
 """
 
 from dataclasses import replace

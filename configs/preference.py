@@ -4,11 +4,10 @@ lmx train configs/quickstart.py
 lmx train configs/preference.py --run-dir runs/preferred
 lmx train configs/preference.py:own_pairs --data.sources.0.files "pairs/*.jsonl" --run-dir runs/mine
 
-With the second, the quickstart's model learns that the code that belongs to a docstring is better than the code of the
-next function (DPO). Accuracy is the share of held-out pairs in which the preferred code gained more than the other. It
-shows how such a run goes, and no more: after two minutes of pretraining the model cannot tell the two apart, and
-accuracy stays at one half (51% of 64 rows). The third takes {"prompt": ..., "chosen": ..., "rejected": ...} on each
-line.
+With the second, the quickstart's model learns to prefer code whose lines stand in their order to the same lines in
+another order (DPO). Accuracy is the share of held-out pairs in which the preferred code gained more than the other.
+Expect 81% of 64 rows (guessing: 50%) and a loss of 0.41 (0.69 at the start) in two minutes. The third takes
+{"prompt": ..., "chosen": ..., "rejected": ...} on each line; what to expect depends on the pairs.
 """
 
 from dataclasses import replace

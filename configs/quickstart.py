@@ -2,8 +2,10 @@
 
 lmx train configs/quickstart.py
 lmx train configs/quickstart.py:own_text --data.sources.0.files "my/texts/*.txt" --run-dir runs/mine
+lmx train configs/quickstart.py:fill_in_the_middle --run-dir runs/infilling
 
-QUICK_EXPECT
+Expect of the first 2.3 to 2.5 bits per byte on held-out modules in two minutes of training on two cores, and of the
+second 1.8 on the King James Bible (xz -9: 2.2).
 """
 
 from dataclasses import replace
@@ -13,6 +15,7 @@ from lmx.data.config import DataConfig, LocalFiles, TrainedBpe
 from lmx.experiment import EvalConfig, Experiment, SampleConfig, TrainConfig
 from lmx.models.families.llama import Llama
 from lmx.nn.position import Rope
+from lmx.objectives.fill_in_the_middle import FillInTheMiddle
 from lmx.optim.optimizer import AdamW
 from lmx.optim.schedule import Schedule
 
@@ -50,3 +53,9 @@ def own_text() -> Experiment:
         data=replace(base.data, sources=(LocalFiles(),)),
         sample=replace(base.sample, prompts=("The ",)),
     )
+
+
+def fill_in_the_middle() -> Experiment:
+    """The same model learns to write what stands between two parts of a module (Bavarian et al. 2022)."""
+    base = quickstart()
+    return replace(base, objective=FillInTheMiddle(), sample=replace(base.sample, prompts=()))
