@@ -5,9 +5,12 @@ lmx train configs/transformer.py:translation --data.sources.0.files "en/*.txt" -
 lmx train configs/transformer.py:help_pages
 lmx bench train configs/transformer.py:transformer_base --batch 8 --length 128 --objective.target-length 64
 
-TRANSFORMER_EXPECT
+Expect of the first with --train.steps 300, in two minutes on two cores, 5.96 nats a held-out token and 16.1% of them
+right (the commonest alone: 5.7%); a whole run takes 2,000 steps. Of the second, what the files give; the last only
+measures speed.
+
 The third translates the help of LibreOffice from English to German, as Debian's packages libreoffice-help-en-us and
-libreoffice-help-de install it. What it prints beside the loss: the BLEU of what the model writes for held-out pages,
+libreoffice-help-de install it: BLEU 24.8 after 28 minutes. What it prints beside the loss: the BLEU of what the model writes for held-out pages,
 and that of copying the source (eval_bleu, eval_copy_bleu).
 """
 
