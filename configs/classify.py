@@ -10,7 +10,7 @@ tokenizer and number of steps. What is printed: the accuracy on held-out snippet
 commonest module reaches (eval_accuracy, eval_baseline_accuracy), and macro F1 (eval_f1). Only their labels are
 held out: pretraining has read the text of most snippets. Expect of the third 47% and of the fourth 21% (means of three
 seeds), of the first 18%: after 60 steps pretraining is a head start. It gives no better classifier in the end, because
-single words tell these classes: after 200 steps it was 70.5 against 72.9%, and of 25 labels a class scratch learns more.
+single words tell these classes: after 200 steps it was 70.5 against 72.9%; of 25 labels a class scratch learns more.
 """
 
 from dataclasses import replace

@@ -10,8 +10,8 @@ right (the commonest alone: 5.7%); a whole run takes 2,000 steps. Of the second,
 measures speed.
 
 The third translates the help of LibreOffice from English to German, as Debian's packages libreoffice-help-en-us and
-libreoffice-help-de install it: BLEU 24.8 after 28 minutes. What it prints beside the loss: the BLEU of what the model writes for held-out pages,
-and that of copying the source (eval_bleu, eval_copy_bleu).
+libreoffice-help-de install it. Expect BLEU 24.8 after 28 minutes. What it prints beside the loss: the BLEU of what the
+model writes for held-out pages, and that of copying the source (eval_bleu, eval_copy_bleu).
 """
 
 from dataclasses import replace
