@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-STORE_VERSION = 1  # part of every key: raise it when a format under the cache changes
+STORE_VERSION = 2  # part of every key: raise it when something under the cache is made otherwise
 
 
 def cache_root(cache_dir: str) -> Path:

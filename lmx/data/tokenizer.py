@@ -21,8 +21,6 @@ END_OF_TEXT = "<|endoftext|>"
 MASK, CLS, SEP = "[MASK]", "[CLS]", "[SEP]"
 ROLES = {"mask_token": MASK, "cls_token": CLS, "sep_token": SEP}
 """What transformers calls the special tokens that encoders need, and what they are called in a trained tokenizer."""
-BPE_VERSION = 2
-"""Of what :func:`train_bpe` makes of its arguments: a cache of trained tokenizers goes by it."""
 KNOWN_ENDS = (
     END_OF_TEXT,
     "</s>",

@@ -12,7 +12,7 @@ from lmx.data import cache, parts
 from lmx.data.config import DataConfig, TokenizerFile, TrainedBpe
 from lmx.data.documents import Documents
 from lmx.data.records import open_records
-from lmx.data.tokenizer import BPE_VERSION, TextTokenizer, load_tokenizer, open_tokenizer, train_bpe
+from lmx.data.tokenizer import TextTokenizer, load_tokenizer, open_tokenizer, train_bpe
 from lmx.errors import UserError
 
 SAMPLE_BYTES = 10_000_000  # what a BPE is trained on: more text changes few merges
@@ -40,8 +40,7 @@ def prepare_tokenizer(
         reserved = dict.fromkeys((*wanted.special_tokens, *(t for s in config.sources for t in s.special_tokens)))
         wanted = replace(wanted, special_tokens=tuple(reserved))
         specials = [wanted.special_tokens] if wanted.special_tokens else []
-        made_of = (BPE_VERSION, wanted.vocab_size, keys, weights, config.held_out, *specials)
-        directory = root / "tokenizers" / cache.key(*made_of)
+        directory = root / "tokenizers" / cache.key(wanted.vocab_size, keys, weights, config.held_out, *specials)
         _keep(directory, lambda: _train(wanted, weights, documents, held_out, progress))
         return _unchanged(load_tokenizer(directory), directory, str(directory)), directory
     raise UserError(f"{type(wanted).__name__} is no tokenizer: use TrainedBpe or TokenizerFile")
