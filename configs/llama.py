@@ -6,7 +6,8 @@ lmx train configs/llama.py:llama_70b --mesh.data 1 --mesh.fsdp 512
 lmx plan configs/llama.py:llama_8b --topology v5p:4x4x4 --mesh.data 1 --mesh.fsdp 64
 
 None was trained; for a Llama that trains in minutes see quickstart.py. The last command compiles a step for chips that
-are not there (README, Sharding, has what it told of four layers). Expect of lmx model 1,235,814,400, 8,030,261,248 and 70,553,706,496 parameters.
+are not there (README, Sharding, has what it told of four layers). Expect of lmx model 1,235,814,400, 8,030,261,248 and
+70,553,706,496 parameters.
 """
 
 from dataclasses import replace

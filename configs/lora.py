@@ -8,8 +8,8 @@ lmx train configs/lora.py:own_text --data.sources.0.files "my/texts/*.txt" --run
 lmx train configs/lora.py:own_text_whole --data.sources.0.files "my/texts/*.txt" --run-dir runs/whole
 lmx convert runs/quickstart exported --to hf && lmx convert runs/lora adapter --to peft
 
-An adapter is all that is trained and kept; runs/quickstart has to stay where it is. What the
-first four reach was not measured; the quickstart's model has more to learn of its text than an adapter can hold.
+An adapter is all that is trained and kept; runs/quickstart has to stay where it is. What the first
+six commands reach was not measured; the quickstart's model has more to learn of its text than an adapter can hold.
 
 How near an adapter comes to training all parameters (both best of two learning rates):
 

@@ -3,7 +3,8 @@
 lmx train configs/mixtral.py:mixtral_8x7b --mesh.fsdp 16 --mesh.expert 8
 lmx plan configs/mixtral.py:mixtral_8x7b --topology v5p:4x4x8 --mesh.fsdp 16 --mesh.expert 8
 
-It was neither trained nor compiled whole. Expect of lmx model 46,702,792,704 parameters, of which 12,879,925,248 see a token.
+It was neither trained nor compiled whole. Expect of lmx model 46,702,792,704 parameters, of which 12,879,925,248 see a
+token.
 """
 
 from lmx.data.config import DataConfig, TrainedBpe
