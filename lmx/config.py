@@ -46,7 +46,7 @@ class Within:
 
 
 NOT_NEGATIVE, POSITIVE, COUNT = Within(0), Within(0, above=True), Within(1)
-SHARE, BELOW_ONE = Within(0, 1), Within(0, 1, below=True)
+SHARE, BELOW_ONE, BETWEEN = Within(0, 1), Within(0, 1, below=True), Within(0, 1, above=True, below=True)
 
 
 @dataclass(frozen=True)

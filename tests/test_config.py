@@ -16,7 +16,12 @@ from lmx.data.config import LocalFiles, PythonStdlib
 from lmx.errors import UserError
 from lmx.experiment import EvalConfig, Experiment, SampleConfig, TrainConfig
 from lmx.models.families.bert import Bert
+from lmx.objectives.class_distillation import ClassDistillation
+from lmx.objectives.classification import Classification
+from lmx.objectives.distillation import Distillation
+from lmx.objectives.fill_in_the_middle import FillInTheMiddle
 from lmx.objectives.next_token import NextToken
+from lmx.objectives.preference import Ipo, Preference
 from lmx.optim.catalogue import AdEMAMix, Muon
 from lmx.optim.optimizer import AdamW
 from lmx.optim.schedule import Schedule
@@ -175,6 +180,11 @@ def test_files_that_are_no_configuration_are_named(tmp_path: Path) -> None:
         ("optimizer", Muon(iterations=0), "optimizer.iterations is 0"),
         ("objective", NextToken(label_smoothing=3.0), "objective.label_smoothing is 3.0"),
         ("objective", NextToken(z_loss=-1.0), "objective.z_loss is -1.0"),
+        ("objective", Classification(label_smoothing=1.0), "objective.label_smoothing is 1.0"),
+        ("objective", Distillation(temperature=0.0), "objective.temperature is 0.0, expected above 0"),
+        ("objective", ClassDistillation(share=1.5), "objective.share is 1.5, expected at least 0 and at most 1"),
+        ("objective", Preference(preference=Ipo(tau=0.0)), "objective.preference.tau is 0.0, expected above 0"),
+        ("objective", FillInTheMiddle(rate=-0.5), "objective.rate is -0.5"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused_by_name(part: str, value: Any, message: str) -> None:

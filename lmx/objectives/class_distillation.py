@@ -1,55 +1,30 @@
 """Distillation of a classifier (Hinton et al. 2015): its classes, and to tell them as a trained one does."""
 
-import functools
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import jax
 
 from lmx.kernels.cross_entropy import LossSums
 from lmx.kernels.distillation import divergence
-from lmx.models.config import ModelConfig
 from lmx.models.specs import ModelSpec, Remat
 from lmx.nn.module import Params
 from lmx.objectives.classification import Classification
-from lmx.objectives.distillation import TEACHER, check_softening
+from lmx.objectives.distillation import Taught
 from lmx.objectives.objective import Batch, Frozen, Objective
 
 SCORES = "teacher_scores"
 
 
 @dataclass(frozen=True)
-class ClassDistillation(Classification):
+class ClassDistillation(Taught, Classification):
     """A text's one class, learnt from a teacher's probabilities too. Evaluated without a teacher."""
-
-    teacher: str = ""
-    """The directory of the teacher: a run, a Hugging Face directory or a converted model, of the same tokens and
-    classes."""
-    share: float = 0.5
-    """Share of the loss that is the divergence from the teacher; the rest is the cross-entropy of the classes."""
-    temperature: float = 2.0
-    """Divides the scores of both models; the divergence is multiplied by its square."""
-
-    @property
-    def models(self) -> Mapping[str, str]:
-        """The teacher."""
-        return {TEACHER: self.teacher}
 
     @property
     def evaluated(self) -> Objective:
         """The classes alone."""
         return Classification(self.longer, self.label_smoothing)
 
-    def check(self, model: ModelConfig, length: int) -> None:
-        """A model with a head for classes fits."""
-        super().check(model, length)
-        check_softening(self.share, self.temperature)
-
-    def loss_with(self, models: Mapping[str, Frozen]) -> Callable[..., LossSums]:
-        """The loss with the teacher's part."""
-        return functools.partial(self._taught, models[TEACHER])
-
-    def _taught(
+    def taught(
         self,
         teacher: Frozen,
         spec: ModelSpec,
@@ -59,13 +34,14 @@ class ClassDistillation(Classification):
         key: jax.Array | None = None,
         remat: Remat = "none",
     ) -> LossSums:
+        """See :class:`Taught`."""
         theirs = jax.lax.stop_gradient(self.scores(teacher.spec, teacher.params, batch))
-        taught = Taught(self.longer, self.label_smoothing, self.share, self.temperature)
-        return taught.loss(spec, params, {**batch, SCORES: theirs}, key=key, remat=remat)
+        scored = Scored(self.longer, self.label_smoothing, self.share, self.temperature)
+        return scored.loss(spec, params, {**batch, SCORES: theirs}, key=key, remat=remat)
 
 
 @dataclass(frozen=True)
-class Taught(Classification):
+class Scored(Classification):
     """The sums of a batch that has the teacher's ``teacher_scores``, float32 [batch, places, classes]."""
 
     share: float = 0.5

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lmx.config import BELOW_ONE
 from lmx.data.framing import Framed, Frames
 from lmx.data.layout import Piece, Row
 from lmx.errors import UserError
 from lmx.kernels.cross_entropy import LossSums
-from lmx.models.config import ModelConfig
 from lmx.models.config_map import Task
 from lmx.objectives.labelled import EIGHT, ExampleRows, Labelled, check_classes, class_measures, segment_count
 from lmx.objectives.objective import Batch, Targets
@@ -26,17 +26,11 @@ class Classification(Labelled):
     longer: Literal["truncate", "drop"] = "truncate"
     """What becomes of examples that take more than a row: their ends are cut, or they are left out; either is
     counted."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, BELOW_ONE] = 0.0
     """Share of each class's probability that is spread over all of them."""
 
     task: ClassVar[Task] = "sequence_classification"
     problem: ClassVar[str] = "single_label_classification"
-
-    def check(self, model: ModelConfig, length: int) -> None:
-        """A model with a head for classes fits."""
-        super().check(model, length)
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"objective.label_smoothing is {self.label_smoothing}, expected a share from 0 to below 1")
 
     def rows(self, length: int, frames: Frames, typed: bool, start: int | None, outputs: int) -> ExampleRows:
         """Rows with one class for each example."""

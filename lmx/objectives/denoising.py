@@ -2,9 +2,11 @@
 
 import abc
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
+from lmx.config import BETWEEN, COUNT, POSITIVE
 from lmx.data.layout import Piece
 from lmx.errors import UserError
 from lmx.models.config import ModelConfig
@@ -21,7 +23,7 @@ def sentinel(index: int) -> str:
 class Denoiser(abc.ABC):
     """One way to make a source and a target of a text; its weight is relative to those of the mixture's others."""
 
-    weight: float = 1.0
+    weight: Annotated[float, POSITIVE] = 1.0
     token: str = ""
     """A special token that stands before the source and tells which way it is (UL2's mode tokens); none if empty."""
 
@@ -37,29 +39,15 @@ class Denoiser(abc.ABC):
         """Sentinels that a text of ``count`` tokens takes."""
         return 0
 
-    def check(self) -> None:
-        """Raises UserError for numbers that are none."""
-        if not self.weight > 0:
-            raise UserError(f"a {type(self).__name__} has weight {self.weight}, expected a number above 0")
-
 
 @dataclass(frozen=True)
 class SpanDenoiser(Denoiser):
     """Spans are replaced by sentinels, and the target is each sentinel with its span."""
 
-    density: float = 0.15
+    density: Annotated[float, BETWEEN] = 0.15
     """Share of the tokens that are in spans."""
-    span: float = 3.0
+    span: Annotated[float, COUNT] = 3.0
     """Mean length of a span."""
-
-    def check(self) -> None:
-        """See the class."""
-        super().check()
-        if not (0 < self.density < 1 and self.span >= 1):
-            raise UserError(
-                f"a SpanDenoiser has density {self.density} and span {self.span}, expected a share between 0 and 1, "
-                "and at least 1"
-            )
 
     def numbers(self, count: int) -> tuple[int, int]:
         """How many tokens are noise, and in how many spans: T5's, at least one of each and one token that is not."""
@@ -91,15 +79,9 @@ class SpanDenoiser(Denoiser):
 class PrefixDenoiser(Denoiser):
     """The text is cut at a random place: the source is what comes before it, the target what comes after."""
 
-    share: float = 0.5
+    share: Annotated[float, BETWEEN] = 0.5
     """Mean share of the tokens that are in the target. Its length is uniform over the widest range with this mean:
     every length at 0.5, up to half of the text at 0.25."""
-
-    def check(self) -> None:
-        """See the class."""
-        super().check()
-        if not 0 < self.share < 1:
-            raise UserError(f"a PrefixDenoiser has share {self.share}, expected a share between 0 and 1")
 
     def targets(self, count: int) -> tuple[int, int]:
         """The fewest and the most tokens in the target."""
@@ -176,7 +158,6 @@ class Denoising(SourceTarget):
         """As a source and a target; and there are sentinels enough for a row."""
         super().check(model, length)
         for denoiser in self.mixture:
-            denoiser.check()
             count = 2
             while denoiser.sizes(count + 1)[0][0] < length and count < 4 * length:
                 count += 1
@@ -191,11 +172,11 @@ class Denoising(SourceTarget):
 class SpanCorruption(Denoising):
     """T5's pretraining: spans are replaced by sentinels, and the target says what they were."""
 
-    density: float = 0.15
+    density: Annotated[float, BETWEEN] = 0.15
     """Share of the tokens that are in spans."""
-    span: float = 3.0
+    span: Annotated[float, COUNT] = 3.0
     """Mean length of a span."""
-    sentinels: int = 100
+    sentinels: Annotated[int, COUNT] = 100
     """Sentinel tokens <extra_id_0>, <extra_id_1>, ... of the tokenizer."""
 
     @property
@@ -237,7 +218,7 @@ class Denoisers(Denoising):
 
     denoisers: tuple[Denoiser, ...] = UL2
     """The ways of corruption, drawn by weight for each piece of text."""
-    sentinels: int = 100
+    sentinels: Annotated[int, COUNT] = 100
     """Sentinel tokens <extra_id_0>, <extra_id_1>, ... of the tokenizer."""
 
     @property

@@ -1,12 +1,15 @@
 """Distillation (Hinton et al. 2015): a model learns its own objective, and to predict as a trained one does."""
 
+import abc
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
+from lmx.config import NOT_NEGATIVE, POSITIVE, SHARE
 from lmx.data.layout import Layout
 from lmx.errors import UserError
 from lmx.kernels.cross_entropy import LossSums, Readout
@@ -23,21 +26,50 @@ from lmx.objectives.vocabulary import Vocabulary
 TEACHER = "teacher"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Taught(Objective):
+    """Base class of the objectives that are learnt from a teacher's predictions too."""
+
+    teacher: str = ""
+    """The directory of the teacher: a run, a Hugging Face directory or a converted model, of the same tokens (and
+    classes)."""
+    share: Annotated[float, SHARE] = 0.5
+    """Share of the loss that is the divergence from the teacher; the rest is the objective's own."""
+    temperature: Annotated[float, POSITIVE] = 2.0
+    """Divides the logits or scores of both models; the divergence is multiplied by its square."""
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """The teacher."""
+        return {TEACHER: self.teacher}
+
+    def loss_with(self, models: Mapping[str, Frozen]) -> Callable[..., LossSums]:
+        """The loss with the teacher's part."""
+        return functools.partial(self.taught, models[TEACHER])
+
+    @abc.abstractmethod
+    def taught(
+        self,
+        teacher: Frozen,
+        spec: ModelSpec,
+        params: Params,
+        batch: Batch,
+        *,
+        key: jax.Array | None = None,
+        remat: Remat = "none",
+    ) -> LossSums:
+        """As :meth:`Objective.loss`, with the divergence from the teacher."""
+
+
 @dataclass(frozen=True)
-class Distillation(Objective):
+class Distillation(Taught):
     """Another objective, learnt from a teacher's predictions too. Evaluated as that objective is, without a teacher."""
 
     objective: TokenPrediction = field(default_factory=NextToken)
     """What is predicted: NextToken(), MaskedLm(), SeqToSeq(), ..."""
-    teacher: str = ""
-    """The directory of the teacher: a run, a Hugging Face directory or a converted model, of the same tokens."""
-    share: float = 0.5
-    """Share of the loss that is the divergence from the teacher; the rest is the objective's own."""
-    temperature: float = 2.0
-    """Divides the logits of both models; the divergence is multiplied by its square."""
-    top: int = 0
+    top: Annotated[int, NOT_NEGATIVE] = 0
     """Only so many of the teacher's likeliest tokens count; 0 for all of them."""
-    states: float = 0.0
+    states: Annotated[float, NOT_NEGATIVE] = 0.0
     """Weight of how far the states that logits are made of point away from the teacher's: 1 - cosine where they are as
     wide (Sanh et al. 2019), else by the likenesses among a document's states (Tung and Mori 2019)."""
 
@@ -45,11 +77,6 @@ class Distillation(Objective):
     def special_tokens(self) -> tuple[str, ...]:
         """The objective's."""
         return self.objective.special_tokens
-
-    @property
-    def models(self) -> Mapping[str, str]:
-        """The teacher."""
-        return {TEACHER: self.teacher}
 
     @property
     def evaluated(self) -> Objective:
@@ -68,12 +95,8 @@ class Distillation(Objective):
 
     def check(self, model: ModelConfig, length: int) -> None:
         """What fits the objective fits."""
-        check_softening(self.share, self.temperature)
-        if not 0 <= self.top <= model.vocab or self.states < 0:
-            raise UserError(
-                f"objective.top is {self.top} and objective.states {self.states}, expected 0 (all) to model.vocab "
-                f"{model.vocab} tokens and a weight of at least 0"
-            )
+        if self.top > model.vocab:
+            raise UserError(f"objective.top is {self.top}, expected 0 (all) to model.vocab {model.vocab} tokens")
         self.objective.check(model, length)
 
     def layout(self, vocabulary: Vocabulary, spec: ModelSpec, length: int) -> Layout:
@@ -94,11 +117,7 @@ class Distillation(Objective):
         """The objective's own."""
         return self.objective.loss(spec, params, batch, key=key, remat=remat)
 
-    def loss_with(self, models: Mapping[str, Frozen]) -> Callable[..., LossSums]:
-        """The loss with the teacher's part."""
-        return functools.partial(self._taught, models[TEACHER])
-
-    def _taught(
+    def taught(
         self,
         teacher: Frozen,
         spec: ModelSpec,
@@ -108,6 +127,7 @@ class Distillation(Objective):
         key: jax.Array | None = None,
         remat: Remat = "none",
     ) -> LossSums:
+        """See :class:`Taught`."""
         if schedule() == "1f1b" and stages() > 1:
             raise UserError("pipeline.schedule 1f1b has no place for a teacher; use gpipe or circular to distil")
         hidden = jax.lax.stop_gradient(self.objective.states(teacher.spec, teacher.params, batch))
@@ -126,14 +146,6 @@ class Distillation(Objective):
         apart = states_apart(ours.hidden, theirs.hidden, segments)
         told = {"metrics": {**sums.aux["metrics"], "states_apart": jax.lax.stop_gradient(apart)}}
         return replace(sums, total=sums.total + self.states * apart, aux=told)
-
-
-def check_softening(share: float, temperature: float) -> None:
-    """Raises UserError for an objective's numbers that are none."""
-    if not 0 <= share <= 1:
-        raise UserError(f"objective.share is {share}, expected a share from 0 to 1")
-    if not temperature > 0:
-        raise UserError(f"objective.temperature is {temperature}, expected a number above 0")
 
 
 def states_apart(ours: jax.Array, theirs: jax.Array, segments: jax.Array) -> jax.Array:

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
+from lmx.config import SHARE
 from lmx.data.layout import Layout, Other, Piece, Row, empty_row, predicted
-from lmx.errors import UserError
-from lmx.models.config import ModelConfig
 from lmx.models.specs import ModelSpec
 from lmx.objectives.next_token import NextToken
 from lmx.objectives.vocabulary import Vocabulary
@@ -24,22 +24,15 @@ class FillInTheMiddle(NextToken):
     that are stored once: cut text would have to be tokenized again, and take more room than it was planned with.
     """
 
-    rate: float = 0.5
+    rate: Annotated[float, SHARE] = 0.5
     """Share of the pieces of documents that are rearranged."""
-    suffix_first: float = 0.5
+    suffix_first: Annotated[float, SHARE] = 0.5
     """Share of those whose suffix comes first (SPM), so that prefix and middle stand together; else PSM."""
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
         """What stands before each part."""
         return PREFIX, SUFFIX, MIDDLE
-
-    def check(self, model: ModelConfig, length: int) -> None:
-        """As next tokens; and shares are shares."""
-        super().check(model, length)
-        for name in ("rate", "suffix_first"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"objective.{name} is {getattr(self, name)}, expected a share from 0 to 1")
 
     def layout(self, vocabulary: Vocabulary, spec: ModelSpec, length: int) -> Layout:
         """Rows of next tokens, some of them rearranged."""

@@ -3,13 +3,14 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lmx.config import BETWEEN, NOT_NEGATIVE
 from lmx.data.framing import Frames
 from lmx.data.layout import Layout, Other, Piece, Row
 from lmx.data.tokenizer import MASK
@@ -38,7 +39,7 @@ class MaskedLm(TokenPrediction):
     framed: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = True
 
-    rate: float = 0.15
+    rate: Annotated[float, BETWEEN] = 0.15
     """Share of a text's tokens that are predicted."""
     masking: Masking = field(default_factory=Masking)
     """Which: Masking() single tokens, WholeWords(), Spans()."""
@@ -46,7 +47,7 @@ class MaskedLm(TokenPrediction):
     """What stands in their place."""
     sentences: Sentences = field(default_factory=Sentences)
     """What is asked beside: Sentences() nothing, NextSentence(), SentenceOrder()."""
-    sentence_weight: float = 1.0
+    sentence_weight: Annotated[float, NOT_NEGATIVE] = 1.0
     """Weight of that question's loss, a mean over pairs, beside the mean over masked tokens."""
 
     @property
@@ -56,8 +57,11 @@ class MaskedLm(TokenPrediction):
 
     def check(self, model: ModelConfig, length: int) -> None:
         """An encoder that predicts tokens fits; with a question it has a head for it."""
-        if not 0 < self.rate < 1:
-            raise UserError(f"objective.rate is {self.rate}, expected a share between 0 and 1")
+        if self.replacing.mask + self.replacing.random > 1:
+            raise UserError(
+                f"objective.replacing has the shares mask {self.replacing.mask} and random {self.replacing.random}, "
+                "expected at most 1 together"
+            )
         spec = model.spec()
         if spec.encoder is not None or not spec.stack.looks_ahead:
             raise UserError(

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+
+from lmx.config import COUNT, SHARE, Within
 
 Starts = Callable[[], np.ndarray]
 
@@ -53,9 +55,9 @@ class WholeWords(Masking):
 class Spans(Masking):
     """Runs of whole words, each replaced as one (Joshi et al. 2019, SpanBERT, 3.1)."""
 
-    p: float = 0.2
+    p: Annotated[float, Within(0, 1, above=True)] = 0.2
     """A run's words are geometrically distributed with this parameter, cut off at the longest."""
-    longest: int = 10
+    longest: Annotated[int, COUNT] = 10
     """Words in a run at the most."""
 
     def chosen(self, starts: Starts, allowed: np.ndarray, budget: int, rng: np.random.Generator) -> Chosen:
@@ -90,9 +92,9 @@ def words_of(starts: np.ndarray, allowed: np.ndarray) -> list[np.ndarray]:
 class Replacing:
     """What stands in place of the tokens to predict: the mask, a random token, or the token itself (the rest)."""
 
-    mask: float = 0.8
+    mask: Annotated[float, SHARE] = 0.8
     """Share that the mask token replaces."""
-    random: float = 0.1
+    random: Annotated[float, SHARE] = 0.1
     """Share that a random token replaces."""
 
     def replaced(

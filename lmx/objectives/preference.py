@@ -4,12 +4,13 @@ import abc
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmx.config import NOT_NEGATIVE, POSITIVE, Within
 from lmx.data.layout import Layout, Other, Piece, Row, Whole, empty_row
 from lmx.errors import UserError
 from lmx.kernels.cross_entropy import LossSums
@@ -62,9 +63,9 @@ class PreferenceLoss(abc.ABC):
 class Dpo(PreferenceLoss):
     """``-log sigmoid(beta * margin)`` (Rafailov et al. 2023, eq. 7)."""
 
-    beta: float = 0.1
+    beta: Annotated[float, POSITIVE] = 0.1
     """How firmly the model is held to the reference."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Within(0, 0.5, below=True)] = 0.0
     """Share of the pairs that are held to be labelled the wrong way (Mitchell 2023, conservative DPO)."""
 
     def losses(self, chosen: Completion, rejected: Completion) -> jax.Array:
@@ -78,7 +79,7 @@ class Dpo(PreferenceLoss):
 class Ipo(PreferenceLoss):
     """``(margin - 1 / (2 * tau))^2`` (Azar et al. 2023, eq. 17)."""
 
-    tau: float = 0.1
+    tau: Annotated[float, POSITIVE] = 0.1
     """How firmly the model is held to the reference."""
 
     def losses(self, chosen: Completion, rejected: Completion) -> jax.Array:
@@ -90,7 +91,7 @@ class Ipo(PreferenceLoss):
 class Hinge(PreferenceLoss):
     """``max(0, 1 - beta * margin)`` (Zhao et al. 2023, SLiC-HF, with DPO's margin: Liu et al. 2023)."""
 
-    beta: float = 0.1
+    beta: Annotated[float, POSITIVE] = 0.1
     """How firmly the model is held to the reference."""
 
     def losses(self, chosen: Completion, rejected: Completion) -> jax.Array:
@@ -103,9 +104,9 @@ class SimPo(PreferenceLoss):
     """``-log sigmoid(beta * (mean chosen - mean rejected) - gamma)``, without a reference (Meng et al. 2024, eq. 6)."""
 
     referenced = False
-    beta: float = 2.0
+    beta: Annotated[float, POSITIVE] = 2.0
     """Scale of the log-probability of a token."""
-    gamma: float = 1.0
+    gamma: Annotated[float, NOT_NEGATIVE] = 1.0
     """The margin that is asked for."""
 
     def margin(self, chosen: Completion, rejected: Completion) -> jax.Array:
@@ -123,7 +124,7 @@ class Orpo(PreferenceLoss):
     2024, eq. 7); theirs is with ``likelihood`` 1 beside it."""
 
     referenced = False
-    weight: float = 0.1
+    weight: Annotated[float, POSITIVE] = 0.1
     """Of this loss beside the likelihood's."""
 
     def margin(self, chosen: Completion, rejected: Completion) -> jax.Array:
@@ -146,7 +147,7 @@ class Preference(Objective):
     """The loss: Dpo(), Ipo(), Hinge(), SimPo() or Orpo()."""
     reference: str = ""
     """The directory of the reference model; "" is the one that training starts from, init_from."""
-    likelihood: float = 0.0
+    likelihood: Annotated[float, NOT_NEGATIVE] = 0.0
     """Weight of the chosen completion's negative log-likelihood a token, beside (Pang et al. 2024; ORPO: 1)."""
     longer: Literal["truncate", "drop"] = "truncate"
     """What becomes of pairs that take more than a row: the prompt loses its first tokens, and then both completions
@@ -163,8 +164,6 @@ class Preference(Objective):
             raise UserError(
                 f"objective Preference compares completions of a decoder, and a {model.family} has an encoder"
             )
-        if self.likelihood < 0:
-            raise UserError(f"objective.likelihood is {self.likelihood}, expected a weight of at least 0")
 
     def layout(self, vocabulary: Vocabulary, spec: ModelSpec, length: int) -> Layout:
         """Both completions of a pair, each after its prompt, in one row."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from lmx.config import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, Within
+from lmx.config import BELOW_ONE, BETWEEN, COUNT, NOT_NEGATIVE, POSITIVE, Within
 from lmx.errors import UserError
 from lmx.nn.module import Params
 from lmx.optim.matrices import Matrix, matrix_of
@@ -180,11 +180,11 @@ class Sophia(Optimizer):
 class AdEMAMix(Optimizer):
     """AdEMAMix (Pagliardini et al. 2024): AdamW with a second, slow average of the gradients."""
 
-    b1: Annotated[float, Within(0, 1, above=True, below=True)] = 0.9
+    b1: Annotated[float, BETWEEN] = 0.9
     """Decay of the fast average."""
     b2: Annotated[float, BELOW_ONE] = 0.999
     """Decay of the second moment."""
-    b3: Annotated[float, Within(0, 1, above=True, below=True)] = 0.9999
+    b3: Annotated[float, BETWEEN] = 0.9999
     """Decay of the slow average; 0.999 for runs of a few thousand steps."""
     alpha: Annotated[float, NOT_NEGATIVE] = 8.0
     """Weight of the slow average."""

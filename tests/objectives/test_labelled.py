@@ -208,7 +208,6 @@ def test_chats_learn_the_chosen_turns() -> None:
         (Classification(), replace(BERT, task="token_classification"), "set it to 'sequence_classification'"),
         (ExtractiveQa(), T5(context=64, task="question_answering"), "which a t5 does not have"),
         (ExtractiveQa(overlap=64), replace(BERT, task="question_answering"), "objective.overlap is 64"),
-        (Classification(label_smoothing=1.0), replace(BERT, task="sequence_classification"), "label_smoothing is 1.0"),
         (ChatSft(), BERT, "but a bert sees the whole text"),
     ],
 )

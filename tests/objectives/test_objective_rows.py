@@ -26,7 +26,7 @@ from lmx.objectives.denoising import Denoisers, PrefixDenoiser, PrefixLm, SpanCo
 from lmx.objectives.fill_in_the_middle import FillInTheMiddle
 from lmx.objectives.labelled import ExampleRows
 from lmx.objectives.masked_lm import MaskedLm, Nsp
-from lmx.objectives.masking import WholeWords
+from lmx.objectives.masking import Replacing, WholeWords
 from lmx.objectives.next_token import NextToken
 from lmx.objectives.objective import Objective
 from lmx.objectives.seq_to_seq import SeqToSeq
@@ -206,7 +206,16 @@ def test_bad_files_and_tokenizers_are_named(pairs: DataConfig, documents: DataCo
         (SpanCorruption(), BERT, "but a bert sees the whole text"),
         (SpanCorruption(sentinels=2), ENCODER_DECODER, "more than objective.sentinels 2"),
         (Denoisers(denoisers=()), ENCODER_DECODER, "objective.denoisers is empty"),
-        (Denoisers(denoisers=(PrefixDenoiser(share=1.0),)), ENCODER_DECODER, "has share 1.0, expected a share between"),
+        (
+            Denoisers(denoisers=(PrefixDenoiser(share=1.0),)),
+            ENCODER_DECODER,
+            "denoisers.0.share is 1.0, expected above 0 and",
+        ),
+        (
+            MaskedLm(replacing=Replacing(mask=0.8, random=0.3)),
+            replace(BERT, task="token_prediction"),
+            "shares mask 0.8 and random 0.3, expected at most 1 together",
+        ),
         (SeqToSeq(target_length=99), ENCODER_DECODER, "target_length is 99"),
         (SeqToSeq(), replace(GPT2, task="sequence_classification"), "model.task is 'sequence_classification'"),
     ],
