@@ -196,6 +196,15 @@ class Experiment:
         specials = tuple(dict.fromkeys((*wanted.special_tokens, *needed)))
         return replace(self.data, tokenizer=replace(wanted, special_tokens=specials))
 
+    def check_tokenizer(self, tokenizer: TextTokenizer) -> None:
+        """Raises UserError if the model has fewer tokens than the tokenizer, or that lacks what the objective needs."""
+        if self.model.vocab < tokenizer.vocab_size:
+            raise UserError(
+                f"model.vocab {self.model.vocab} is smaller than the tokenizer's {tokenizer.vocab_size} tokens; set "
+                f"--model.vocab {tokenizer.vocab_size} or more"
+            )
+        self.layout(tokenizer)
+
     def layout(self, tokenizer: TextTokenizer) -> Layout:
         """The rows that it trains on and is evaluated on.
 

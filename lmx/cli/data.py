@@ -1,13 +1,11 @@
 """``lmx data prepare|stats RECIPE``: prepares what a recipe trains on, and says what is in it."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from lmx.data.layout import Layout
     from lmx.data.prepare import Prepared
-    from lmx.experiment import Experiment
 
 DESCRIPTION = """Prepares a recipe's documents, tokenizer, tokens and rows, all that training needs of them, and prints
 what is in them and what becomes of examples that are longer than a row. Preparation goes on where it was interrupted.
@@ -48,17 +46,11 @@ def main(argv: list[str]) -> int:
     from lmx.data.prepare import prepare
 
     recipe = load_recipe(command.recipe, overrides)
-    prepared = prepare(recipe.corpus, workers=command.workers)
-    _report(prepared, prepared.stats(_layout(recipe, prepared, command.length)), command)
+    length = recipe.train.length if command.length is None else command.length
+    sized = replace(recipe, train=replace(recipe.train, length=length))
+    prepared = prepare(sized.corpus, workers=command.workers, accept=sized.check_tokenizer)
+    _report(prepared, prepared.stats(sized.layout(prepared.tokenizer)), command)
     return 0
-
-
-def _layout(recipe: "Experiment", prepared: "Prepared", length: int | None) -> "Layout":
-    """The recipe's rows, of its own length or another."""
-    from dataclasses import replace
-
-    sized = replace(recipe, train=replace(recipe.train, length=length or recipe.train.length))
-    return sized.layout(prepared.tokenizer)
 
 
 def _report(prepared: "Prepared", stats: dict[str, Any], command: DataCommand) -> None:

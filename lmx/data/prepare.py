@@ -3,28 +3,26 @@
 import errno
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 
 from lmx.data import cache, packing
 from lmx.data.chat import TEMPLATE
-from lmx.data.config import Chats, DataConfig, Source, StdlibChats
+from lmx.data.config import Chats, DataConfig, Source, StdlibChats, TokenizerFile
 from lmx.data.documents import Documents, Kind, prepare_documents
 from lmx.data.encoders import chat_template, encoder_of
 from lmx.data.layout import Layout, NextTokens
+from lmx.data.splits import SPLITS, Split, held_out_mask
 from lmx.data.statistics import counts, in_words, losses, packed
-from lmx.data.tokenizer import TextTokenizer
+from lmx.data.tokenizer import TextTokenizer, open_tokenizer
 from lmx.data.tokenizer_making import prepare_tokenizer
 from lmx.data.tokens import Stores, TokenStore, prepare_tokens
 from lmx.errors import Interrupted, UserError
-
-Split = Literal["train", "held_out"]
-SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
 @dataclass(frozen=True)
@@ -146,11 +144,18 @@ class Prepared:
             (directory / TEMPLATE).write_text(self.template, encoding="utf-8")
 
 
-def prepare(config: DataConfig, *, workers: int = 0, progress: bool = True) -> Prepared:
+def prepare(
+    config: DataConfig,
+    *,
+    workers: int = 0,
+    progress: bool = True,
+    accept: Callable[[TextTokenizer], None] = lambda tokenizer: None,
+) -> Prepared:
     """Prepares what is not prepared yet, and opens it.
 
     Killed at any moment, it goes on from the last whole part. ``workers`` processes take part; 0 is as many
-    as the corpus is worth.
+    as the corpus is worth. ``accept`` may refuse the tokenizer, by an error, before any text is tokenized: one from a
+    file before any is read.
 
     Raises:
       UserError: bad configuration, an empty, unreadable or non-text source, a tokenizer file that changed since
@@ -160,9 +165,12 @@ def prepare(config: DataConfig, *, workers: int = 0, progress: bool = True) -> P
     _check(config)
     root = cache.cache_root(config.cache_dir)
     with explained(root):
+        if isinstance(config.tokenizer, TokenizerFile):
+            accept(open_tokenizer(config.tokenizer))
         documents = [prepare_documents(s, root, workers=workers, progress=progress) for s in config.sources]
         held_out = [held_out_mask(d, config.held_out) for d in documents]
         tokenizer, directory = prepare_tokenizer(config, documents, held_out, root, progress=progress)
+        accept(tokenizer)
         classes = _classes(config, documents)
         encode = functools.partial(_encode, config, classes, tokenizer, directory, root, workers, progress)
         encoded = [encode(*pair) for pair in zip(config.sources, documents, strict=True)]
@@ -192,7 +200,7 @@ def _encode(
     encoder = encoder_of(source, documents, classes, tokenizer, config.tokenizer)
     stores = encode(documents, tokenizer, directory, root, encoder=encoder)
     if documents.targets:
-        stores = stores._replace(target=encode(documents.targets, tokenizer, directory, root).tokens)
+        stores = stores._replace(target=encode(documents.targets, tokenizer, directory, root, targets=True).tokens)
     return stores, encoder.key if encoder else ""
 
 
@@ -254,32 +262,6 @@ def _classes(config: DataConfig, documents: Sequence[Documents]) -> tuple[str, .
 
 def _distinct(names: Sequence[str]) -> list[str]:
     return [f"{n}_{names[:i].count(n) + 1}" if n in names[:i] else n for i, n in enumerate(names)]
-
-
-def held_out_mask(documents: Documents, share: float) -> np.ndarray:
-    """Which documents are held out, bool ``[documents]``: those whose text hashes low; copies go together.
-
-    A small corpus may have none that low; then it is the one that hashes lowest, unless it is the only one. Where the
-    source itself says what is held out, it is that. Of documents in groups, whole groups are held out, without the
-    texts that also stand in the others.
-    """
-    if documents.given is not None:
-        return documents.given & (np.asarray(documents.sizes) > 0)
-    hashes, real = np.asarray(documents.hashes), np.asarray(documents.sizes) > 0
-    if share == 1:
-        return real
-    if documents.groups is not None:
-        mask = _lowest(documents.groups, real, share)
-        return mask & ~np.isin(hashes, hashes[~mask])
-    return _lowest(hashes, real, share)
-
-
-def _lowest(hashes: np.ndarray, real: np.ndarray, share: float) -> np.ndarray:
-    mask = (hashes < np.uint64(int(share * 2**64))) & real
-    different = np.unique(hashes[real])
-    if share and not mask.any() and len(different) > 1:
-        mask = (hashes == different[0]) & real
-    return mask
 
 
 @contextmanager

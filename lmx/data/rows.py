@@ -14,7 +14,8 @@ import numpy as np
 from lmx.data.layout import KEYS as KEYS
 from lmx.data.layout import Layout, NextTokens, Piece, Row
 from lmx.data.packing import Plan
-from lmx.data.prepare import Prepared, PreparedSource, Split
+from lmx.data.prepare import Prepared, PreparedSource
+from lmx.data.splits import Split
 from lmx.errors import UserError
 
 TRIES = 16

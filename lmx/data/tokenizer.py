@@ -124,6 +124,11 @@ class TextTokenizer(abc.ABC):
         """
 
     @property
+    def of_targets(self) -> "TextTokenizer":
+        """The tokenizer of what is written after a source: this one, unless languages have one each."""
+        return self
+
+    @property
     def start_id(self) -> int | None:
         """The special token that prompts begin with; None if they begin with their text."""
         (prompt,), text = self.encode_prompts(["a"]), self.encode("a")

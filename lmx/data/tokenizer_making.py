@@ -30,7 +30,8 @@ def prepare_tokenizer(
     wanted = config.tokenizer
     if isinstance(wanted, TokenizerFile):
         given = open_tokenizer(wanted)
-        name = cache.key(str(Path(wanted.path).expanduser().absolute()), wanted.end_token)
+        more = [given for given in (wanted.pattern, wanted.special_tokens) if given]
+        name = cache.key(str(Path(wanted.path).expanduser().absolute()), wanted.end_token, *more)
         directory = root / "tokenizers" / name
         _keep(directory, lambda: given)
         return _unchanged(given, directory, wanted.path), directory

@@ -1,5 +1,6 @@
 """Marian's tokenizer: SentencePiece for each language, and one vocabulary of the pieces of both."""
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -76,6 +77,13 @@ class MarianTokenizer(TextTokenizer):
         if before:
             raise UserError("a Marian tokenizer reads one language and writes another; a language model needs another")
         return self
+
+    @property
+    def of_targets(self) -> "MarianTokenizer":
+        """The same for texts of the target language."""
+        own = copy.copy(self)
+        own._source = self._target
+        return own
 
     def decode(self, ids: Iterable[int]) -> str:
         """See :class:`TextTokenizer`."""

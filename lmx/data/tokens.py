@@ -21,11 +21,13 @@ STREAMS: tuple[Stream, ...] = ("tokens", "target", "labels")
 
 @dataclass(frozen=True)
 class EncodePart:
-    """Records to encode with the tokenizer in the directory ``tokenizer``, and, being examples, with ``encoder``."""
+    """Records to encode with the tokenizer in the directory ``tokenizer``, and, being examples, with ``encoder``.
+    ``targets`` says that they are what is written after sources."""
 
     records: RecordsPart
     tokenizer: Path
     encoder: Encoder | None = None
+    targets: bool = False
 
     @property
     def size(self) -> int:
@@ -96,16 +98,17 @@ def prepare_tokens(
     workers: int = 0,
     progress: bool = True,
     encoder: Encoder | None = None,
+    targets: bool = False,
 ) -> Stores:
     """Encodes all documents, unless that is done, and opens the stores; ``encoder`` says how, where documents are
-    examples."""
-    more = f"-{encoder.key}" if encoder else ""
+    examples, and ``targets`` that they are what is written after sources."""
+    more = f"-{encoder.key}" if encoder else "-targets" if targets else ""
     directory = root / "tokens" / f"{documents.key}-{tokenizer_dir.name}{more}"
     meta = directory / "meta.json"
     if not meta.exists():
         with cache.locked(directory):
             if not meta.exists():
-                jobs = [EncodePart(part, tokenizer_dir, encoder) for part in documents.record_parts(directory)]
+                jobs = [EncodePart(part, tokenizer_dir, encoder, targets) for part in documents.record_parts(directory)]
                 _encode_all(jobs, directory, f"Tokenizing {documents.name}", workers, progress)
     target, labels = (TokenStore(directory, tokenizer.end_id, n) if encoder else None for n in STREAMS[1:])
     return Stores(TokenStore(directory, tokenizer.end_id), target, labels)
@@ -159,6 +162,7 @@ def _examples(part: RecordsPart, tokenizer: TextTokenizer, encoder: Encoder) -> 
 
 def _texts(part: EncodePart) -> Iterator[list[int]]:
     records, tokenizer = part.records, _tokenizer(part.tokenizer)
+    tokenizer = tokenizer.of_targets if part.targets else tokenizer
     source, batch, size = open_records(records.dataset), list[str](), 0
     for index in range(records.start, records.stop):
         text = document_text(source, records.dataset, index)[0]

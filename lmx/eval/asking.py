@@ -173,7 +173,8 @@ class AskSource(Asking):
 
     def parted(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The tokens of either."""
-        return self.plain(context), self.plain(continuation)
+        target = self.tokenizer.of_targets.encode_prompts([continuation], around=False)[0]
+        return self.plain(context), tuple(target.ids)
 
     def _pair(self, context: str, before: tuple[int, ...], target: tuple[int, ...]) -> Pair:
         ids = tuple(self.encode(context))

@@ -98,7 +98,7 @@ def _encoder_decoder(model: Model, text: str, target: str) -> Rows:
 def _target(model: Model, text: str, target: str) -> list[int]:
     """The tokens of a target; by default what the model itself makes of the text, the likeliest token each time."""
     if target:
-        return model.tokenize([target], around=False)[0].ids
+        return model.prompts.texts.of_targets.encode_prompts([target], around=False)[0].ids
     read = 1 if model.spec.encoder else len(model.prompts.encode(text))
     most = max(1, min(32, min(LONGEST, model.spec.context) - read))
     return list(model.generate([text], temperature=0, max_new_tokens=most)[0].tokens)

@@ -48,7 +48,7 @@ def sweep_rates(
     experiment = replace(experiment, schedule=rising, train=train)
     experiment.check()
     sharding = Sharding(build_mesh(experiment.mesh), experiment.rules)
-    prepared = prepare(experiment.corpus)
+    prepared = prepare(experiment.corpus, accept=experiment.check_tokenizer)
     state, *_ = fresh_state(experiment, sharding, prepared.tokenizer)
     state = replace(state, frozen=load_frozen(experiment, sharding, prepared))
     layout = experiment.layout(prepared.tokenizer)

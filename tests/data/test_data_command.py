@@ -1,26 +1,13 @@
 import json
 import sys
 import types
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from lmx.cli import data
-from lmx.data.config import DataConfig
-from lmx.data.layout import Layout, NextTokens
 from lmx.data.prepare import Prepared
-from lmx.data.tokenizer import TextTokenizer
-from lmx.experiment import TrainConfig
-
-
-@dataclass(frozen=True)
-class Recipe:
-    corpus: DataConfig
-    train: TrainConfig = field(default_factory=TrainConfig)
-
-    def layout(self, tokenizer: TextTokenizer) -> Layout:
-        return NextTokens(self.train.length)
+from lmx.experiment import Experiment, TrainConfig
 
 
 @pytest.fixture
@@ -28,10 +15,10 @@ def overrides(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What reached the recipe as overrides."""
     seen: list[str] = []
 
-    def load_recipe(text: str, overrides: list[str]) -> Recipe:
+    def load_recipe(text: str, overrides: list[str]) -> Experiment:
         assert text == "recipe.py"
         seen.extend(overrides)
-        return Recipe(prepared.config)
+        return Experiment(data=prepared.config)
 
     module = types.ModuleType("lmx.cli.recipes")
     module.load_recipe = load_recipe  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ from lmx.data.config import (
     DataConfig,
     Examples,
     LabelledTexts,
+    PreferredChats,
     RatedTexts,
     StdlibModules,
     TaggedWords,
@@ -176,6 +177,11 @@ BAD: list[tuple[Callable[[str], Examples], dict[str, Any], str]] = [
     (lambda f: Chats(files=(f,)), chat(weight=1, train=False), "and both alike"),
     (lambda f: Chats(files=(f,)), chat("user", train=True), "of the role 'user' .* but only the assistant's are"),
     (lambda f: Chats(files=(f,)), chat(weight=0), "no message of the assistant to learn"),
+    (
+        lambda f: PreferredChats(files=(f,)),
+        {"prompt": "a", "chosen": chat(weight=0)["messages"], "rejected": "c"},
+        "a message has train or weight off, but preferences compare",
+    ),
 ]
 
 

@@ -1,3 +1,4 @@
+import base64
 import dataclasses
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ from lmx.data.config import DataConfig, LocalFiles, Tokenizer, TokenizerFile, Tr
 from lmx.data.layout import NextTokens
 from lmx.data.prepare import Prepared, prepare
 from lmx.errors import Interrupted, LmxError, UserError
+from lmx.experiment import Experiment
+from lmx.models.families.llama import Llama
 from tests.data.conftest import config_of, write_corpus
 
 
@@ -53,6 +57,30 @@ def test_the_store_holds_each_document_between_two_ends(prepared: Prepared) -> N
             assert got.dtype == np.int32
             assert got.tolist() == stream[start:]
         assert source.tokens.stream(index, 0, 2).tolist() == stream[:2]
+
+
+@pytest.mark.parametrize("kind", ["trained", "file"])
+def test_a_tokenizer_may_be_refused_before_any_text_is_tokenized(
+    kind: str, prepared: Prepared, corpus: Path, tmp_path: Path
+) -> None:
+    prepared.save_tokenizer(tmp_path / "own")
+    given = {"trained": TrainedBpe(vocab_size=300), "file": TokenizerFile(path=str(tmp_path / "own"))}[kind]
+    config = config_of(corpus, tmp_path / "cache", tokenizer=given)
+    small = Experiment(data=config, model=Llama(vocab=200))
+    with pytest.raises(UserError, match=r"model\.vocab 200 is smaller than the tokenizer's \d+ tokens"):
+        prepare(config, progress=False, accept=small.check_tokenizer)
+    made = {path.name for path in (tmp_path / "cache").glob("*")}
+    assert "tokens" not in made
+    assert ("documents" in made) == (kind == "trained")
+
+
+def test_a_tiktoken_file_read_in_another_way_is_another_tokenizer(corpus: Path, tmp_path: Path) -> None:
+    lines = [f"{base64.b64encode(bytes([b])).decode()} {b}" for b in range(256)]
+    (tmp_path / "own.tiktoken").write_text("\n".join(lines))
+    for pattern in (r"\S+|\s+", r"\w+|\W+"):
+        own = TokenizerFile(path=str(tmp_path / "own.tiktoken"), pattern=pattern, special_tokens=(("<|end|>", 256),))
+        config = config_of(corpus, tmp_path / "cache", tokenizer=replace(own, end_token="<|end|>"))
+        assert prepare(config, progress=False).tokenizer.vocab_size == 257
 
 
 def test_statistics_are_json_and_say_what_packing_gives(prepared: Prepared) -> None:

@@ -2,7 +2,7 @@ import base64
 import io
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmx.data.config import TokenizerFile
+from lmx.data.config import AlignedFiles, DataConfig, TokenizerFile
+from lmx.data.prepare import prepare
 from lmx.data.tokenizer import SPLIT, TextStream, TextTokenizer, load_tokenizer, open_tokenizer, train_bpe
 from lmx.errors import UserError
+from lmx.eval.asking import AskEncoderDecoder
 
 TEXTS = [
     "the cat sat on the mat, the cat ate\n\n    return x == 12345",
@@ -28,11 +30,11 @@ def bpe() -> TextTokenizer:
     return train_bpe(iter(TEXTS * 20), 320)
 
 
-def sentencepiece_model(directory: Path) -> Path:
+def sentencepiece_model(directory: Path, texts: Sequence[str] = TEXTS) -> Path:
     sentencepiece = pytest.importorskip("sentencepiece")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS * 20),
+        sentence_iterator=iter([*texts] * 20),
         model_writer=model,
         vocab_size=320,
         model_type="bpe",
@@ -293,6 +295,33 @@ def test_marian_reads_one_language_and_writes_another(tmp_path: Path) -> None:
     assert marian.decode([len(ids), *text, 0]) == "the cat"
     marian.save(tmp_path / "saved")
     assert load_tokenizer(tmp_path / "saved").fingerprint == marian.fingerprint
+
+
+def test_marian_learns_and_scores_targets_in_their_own_language(tmp_path: Path) -> None:
+    processor = pytest.importorskip("sentencepiece").SentencePieceProcessor
+    texts = {"source": TEXTS, "target": ["le chat et la chatte sont chez le chef"]}
+    models = {}
+    for name, own in texts.items():
+        models[name] = processor(
+            model_proto=sentencepiece_model(tmp_path, own).rename(tmp_path / f"{name}.spm").read_bytes()
+        )
+    pieces = {m.id_to_piece(i) for m in models.values() for i in range(3, m.get_piece_size())}
+    ids = {piece: i for i, piece in enumerate(["</s>", "<unk>", *sorted(pieces), "<pad>"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(ids))
+    marian, written = load_tokenizer(tmp_path), "le chat chez le chef"
+    wanted = [ids[piece] for piece in models["target"].encode(written, out_type=str)]
+    assert marian.of_targets.encode(written) == wanted != marian.encode(written)
+    assert marian.of_targets.decode(wanted) == marian.decode(wanted) == written
+
+    for name, line in (("a", "the cat"), ("b", written)):
+        (tmp_path / f"{name}.txt").write_text(f"{line}\n" * 3)
+    source = AlignedFiles(files=(str(tmp_path / "a.txt"),), target_files=(str(tmp_path / "b.txt"),))
+    given = DataConfig((source,), TokenizerFile(path=str(tmp_path)), held_out=0.0, cache_dir=str(tmp_path / "cache"))
+    prepared = prepare(given, progress=False).sources[0]
+    assert prepared.targets is not None
+    assert prepared.targets.values(0).tolist() == wanted
+    assert prepared.tokens.values(0).tolist() == marian.encode("the cat")
+    assert AskEncoderDecoder(marian, 64, 0, marian.encode).pair("the cat", written).target == tuple(wanted)
 
 
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from lmx.data import config
 from lmx.data.builders import files, tables
 from lmx.data.builders.base import DocumentsBuilder, Span
-from lmx.data.chat import check_messages, is_learned
+from lmx.data.chat import FLAGS, check_messages, is_learned
 from lmx.errors import UserError
 
 Record = dict[str, str]
@@ -200,6 +200,12 @@ def _messages(row: Columns, column: str, role: str) -> list[Any]:
         check_messages(messages)
     except UserError as error:
         raise row.wrong(column, 'a list of {"role": ..., "content": ...}, or text') from error
+    for message in messages:
+        if any(message.get(flag) is not None and not message[flag] for flag in FLAGS):
+            raise UserError(
+                f"{row.place}: a message has {' or '.join(FLAGS)} off, but preferences compare all of what either side "
+                "says: remove it"
+            )
     return list(messages)
 
 
