@@ -9,11 +9,13 @@ from pathlib import Path
 
 LONGEST = ("faults", "check_mesh_pairs", "pipeline", "recipes", "families", "sequence", "step_families")
 """The files that take longest, by what follows ``test_``: they start first, so that both processes end together."""
+MAPPINGS = 20_000
+"""Memory mappings from which on a process forgets its programs between two files of tests."""
 COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "jax-compiled"
-# Before JAX is imported, and for the processes that tests start too. The second flag halves the time to compile, the
-# third takes a little more, and the last, which newer compilers do not know, most of the rest.
+# Before JAX is imported, and for the processes that tests start too. Those after the first make compiling much faster;
+# newer compilers do not know the last.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-FLAGS += " --xla_llvm_disable_expensive_passes=true"
+FLAGS += " --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
 if version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -42,10 +44,12 @@ def own_data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_compiled_is_kept() -> Iterator[None]:
+def few_programs_are_kept() -> Iterator[None]:
     """Compiled programs hold memory mappings, of which a process may have 65,530."""
     yield
-    jax.clear_caches()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session", params=["gpt2", "llama"])

@@ -29,6 +29,11 @@ PATIENCE = 300.0
 """Seconds without a new step after which the check gives up."""
 TAIL = 4000
 """Bytes of a log's end."""
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
+"""Flags of XLA with which it compiles in the least time."""
 RECIPE = f'''"""The run that lmx check faults disturbs."""
 
 from pathlib import Path
@@ -175,7 +180,7 @@ class Victim:
             **os.environ,
             **place,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}",
             "LMX_CACHE": str(self.root / "cache"),
             "JAX_COMPILATION_CACHE_DIR": str(self.root / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
