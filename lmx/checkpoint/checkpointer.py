@@ -69,6 +69,7 @@ class Checkpointer:
         self._current: int | None = None
         self._distrusted: frozenset[int] = frozenset()
         self._saves, self._failed, self._abandoned = 0, False, False
+        self._best = 0
         logging.getLogger("absl").addFilter(RAISED)
 
     def __enter__(self) -> "Checkpointer":
@@ -83,7 +84,7 @@ class Checkpointer:
         """The steps that were saved to the end, oldest first; their content is verified only when loaded."""
         return tuple(s for s in loading.listed(self.directory) if manifest.exists(self.directory / str(s)))
 
-    def save(self, step: int, state: Any, meta: dict[str, Any], *, force: bool = False) -> None:
+    def save(self, step: int, state: Any, meta: dict[str, Any], *, force: bool = False, best: int = 0) -> None:
         """Saves a state. It may be donated as soon as this returns: what is written is the state as it was.
 
         Waits for the save in flight, if any; if that failed, this one is completed before the error is raised. When a
@@ -95,11 +96,13 @@ class Checkpointer:
             not written again, unless ``force``.
           state: a pytree of ``jax.Array``.
           meta: JSON data to keep beside it.
+          best: the step of the best evaluation so far, for the keep rules; 0 for none.
 
         Raises:
           LmxError: this save, or the one in flight, failed (on a full disk). Older checkpoints are intact.
         """
         lost = self._lost()
+        self._best = best
         if step != self._current or force:
             self._start(step, state, json.dumps(meta, indent=1))
         if lost or not self.config.asynchronous:
@@ -240,7 +243,7 @@ class Checkpointer:
 
     def _prune(self, newest: int) -> None:
         self._distrusted -= {newest}
-        kept = self.config.kept(s for s in set(self.steps()) - self._distrusted if s <= newest)
+        kept = self.config.kept((s for s in set(self.steps()) - self._distrusted if s <= newest), self._best)
         for step in set(loading.listed(self.directory)) - kept:
             _remove(self.directory / str(step))
 

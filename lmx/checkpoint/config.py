@@ -19,6 +19,8 @@ class CheckpointConfig:
     """How many of the newest good checkpoints stay."""
     keep_every: int = 0
     """Checkpoints whose step is a multiple of this stay for ever; 0 keeps none for ever."""
+    keep_best: bool = False
+    """Also save after each evaluation with a better loss than all before, and keep the checkpoint of the best one."""
     local_directory: str = ""
     """A path on each node's own disk for frequent checkpoints beside the durable ones; empty for none."""
     local_every: int = 0
@@ -52,8 +54,9 @@ class CheckpointConfig:
         """Whether a local checkpoint is wanted after ``step`` steps."""
         return self.local_every > 0 and step > 0 and step % self.local_every == 0
 
-    def kept(self, steps: Iterable[int]) -> frozenset[int]:
-        """Those of the good ``steps`` that the rules keep."""
+    def kept(self, steps: Iterable[int], best: int = 0) -> frozenset[int]:
+        """Those of the good ``steps`` that the rules keep; ``best`` is the step of the best evaluation, 0 for none."""
         ordered = sorted(steps)
         lasting = {s for s in ordered if self.keep_every and s % self.keep_every == 0}
+        lasting |= {s for s in ordered if self.keep_best and s == best}
         return frozenset(ordered[-self.keep :]) | lasting

@@ -70,6 +70,11 @@ def describe(summary: dict[str, Any], run_dir: Path) -> str:
     from lmx.report.goodput import read_goodput
 
     lines = [f"{summary['steps']} steps, held-out {in_words(summary, 'eval_')}"]
+    if summary.get("best_step", summary["steps"]) != summary["steps"]:
+        lines.append(
+            f"held-out loss was lowest after step {summary['best_step']}, {summary['best_eval_loss']:.4f} nats: that "
+            f"checkpoint is kept, --step {summary['best_step']} loads it"
+        )
     if "xz_bits_per_byte" in summary:
         lines.append(
             f"bits per byte on held-out text: model {summary['eval_bits_per_byte']:.4f}, xz -9 "

@@ -23,8 +23,10 @@ def median_seconds(function: Callable[..., Any], *arguments: Any, repeats: int =
     return statistics.median(times)
 
 
-def matmul_flops_per_second(dtype: str, size: int = 2048) -> float:
-    """Floating-point operations per second of one [size, size] x [size, size] product on one device."""
+def matmul_flops_per_second(dtype: str, size: int = 0) -> float:
+    """Floating-point operations per second of one [size, size] x [size, size] product on one device; by default of a
+    size that keeps it busy for long enough to be measured: 2048 on CPU, 8192 elsewhere."""
+    size = size or (2048 if jax.default_backend() == "cpu" else 8192)
     a = jnp.ones((size, size), dtype)
     return 2 * size**3 / median_seconds(jax.jit(jnp.matmul), a, a)
 
@@ -36,9 +38,9 @@ def memory_bytes_per_second(megabytes: int = 512) -> float:
 
 
 @functools.cache
-def quick_matmul_flops_per_second(dtype: str) -> float:
-    """As :func:`matmul_flops_per_second` at a size that takes milliseconds; measured once a process."""
-    return matmul_flops_per_second(dtype, 1024)
+def known_matmul_flops_per_second(dtype: str) -> float:
+    """As :func:`matmul_flops_per_second`, but measured only once in a process."""
+    return matmul_flops_per_second(dtype)
 
 
 def peak_memory_bytes() -> int:

@@ -28,8 +28,8 @@ def random_batch(experiment: Experiment, sharding: Sharding) -> Batch:
 def bench_train(experiment: Experiment, steps: int) -> dict[str, Any]:
     """Runs ``steps`` steps after two that do not count; times are seconds, the median where there are several.
 
-    ``fraction_of_peak`` is model FLOPs (:meth:`Experiment.train_flops_per_token`) over what a 2048-cubed matrix
-    product reaches in the same process, in the recipe's compute dtype, before and after.
+    ``fraction_of_peak`` is model FLOPs (:meth:`Experiment.train_flops_per_token`) over what a large matrix product
+    (:func:`matmul_flops_per_second`) reaches in the same process, in the recipe's compute dtype, before and after.
     """
     experiment.check()
     train = experiment.train

@@ -54,14 +54,16 @@ class EarlyStopping:
 
     config: EvalConfig
     best: float | None = None
+    best_step: int = 0
     worse: int = 0
     stopped: bool = False
 
-    def stops(self, loss: float) -> bool:
-        """Takes an evaluation's loss; one that is not a number is never better. Whether training should stop."""
+    def stops(self, loss: float, step: int) -> bool:
+        """Takes the loss of the evaluation after ``step`` steps; one that is not a number is never better. Whether
+        training should stop."""
         best = math.inf if self.best is None else self.best
         if loss < best - self.config.min_improvement:
-            self.best, self.worse = loss, 0
+            self.best, self.best_step, self.worse = loss, step, 0
         else:
             self.worse += 1
         self.stopped = 0 < self.config.patience <= self.worse
@@ -69,7 +71,7 @@ class EarlyStopping:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"best": self.best, "worse": self.worse, "stopped": self.stopped}
+        return {"best": self.best, "best_step": self.best_step, "worse": self.worse, "stopped": self.stopped}
 
 
 class Writer:

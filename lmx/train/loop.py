@@ -178,7 +178,8 @@ class Loop:
         extra: Values = {}
         if evaluate:
             extra = self._evaluated(state)
-            ends |= self.early.stops(extra["eval_loss"])
+            ends |= self.early.stops(extra["eval_loss"], done)
+            save |= config.checkpoint.keep_best and self.early.best_step == done
         self._note(ready, state, extra)
         if save or ends:
             self._save(done, state, wait=interrupted)
@@ -206,10 +207,13 @@ class Loop:
 
     def _save(self, done: int, state: TrainState, *, wait: bool = False, locally: bool = False) -> None:
         meta = {"step": done, "early_stopping": self.early.state(), "unlogged": self.log.unlogged}
-        tier = self.checkpointer.local if locally else self.checkpointer
-        assert tier is not None
+        kept = saved(self.experiment, state)
         with self.ledger.phase("checkpoint"):
-            tier.save(done, saved(self.experiment, state), meta)
+            if locally:
+                assert self.checkpointer.local is not None
+                self.checkpointer.local.save(done, kept, meta)
+            else:
+                self.checkpointer.save(done, kept, meta, best=self.early.best_step)
             if wait:
                 self.checkpointer.wait()
         with self.outage.noted():

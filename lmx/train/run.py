@@ -14,15 +14,13 @@ from lmx.checkpoint import loading
 from lmx.checkpoint.checkpointer import Checkpointer
 from lmx.checkpoint.local import LocalTier
 from lmx.data import cache
-from lmx.data.config import TokenizerFile
 from lmx.data.prepare import Prepared, prepare
-from lmx.data.tokenizer import TextTokenizer, open_tokenizer
 from lmx.decode.frozen import load_frozen
-from lmx.errors import LmxError, UserError
+from lmx.errors import LmxError
 from lmx.eval.compression import XzScore, xz_score
 from lmx.experiment import Experiment, RunDir
 from lmx.files import read_json, write_durably, write_json
-from lmx.kernels.roofline import quick_matmul_flops_per_second
+from lmx.kernels.roofline import known_matmul_flops_per_second
 from lmx.report.goodput import read_goodput
 from lmx.sharding.launchers import START_SECONDS
 from lmx.sharding.mesh import build_mesh
@@ -112,11 +110,7 @@ def _prepared(
             held.enter_context(locked(run))
             check_run(run, experiment, options.allowed_changes)
     with agreed():
-        given = experiment.data.tokenizer
-        if isinstance(given, TokenizerFile):  # not only after all text is tokenized
-            check_vocabulary(experiment, open_tokenizer(given))
-        prepared = prepare(experiment.corpus, progress=is_first())
-        check_vocabulary(experiment, prepared.tokenizer)
+        prepared = prepare(experiment.corpus, progress=is_first(), accept=experiment.check_tokenizer)
     require_same_data("the data", prepared.fingerprint)
     now = fingerprint(sharding.mesh, prepared)
     with agreed():
@@ -143,7 +137,7 @@ def _display(
     experiment: Experiment, sharding: Sharding, prepared: Prepared, start: int, notes: Sequence[str]
 ) -> Display:
     """The progress of a run, with what there is to say before it."""
-    peak = quick_matmul_flops_per_second(experiment.train.compute) * sharding.mesh.size
+    peak = known_matmul_flops_per_second(experiment.train.compute) * sharding.mesh.size
     flops = experiment.train_flops_per_token(experiment.layout(prepared.tokenizer))
     display = Display(experiment.train.steps, start, flops, peak, quiet=not is_first())
     plan = pipeline_plan(experiment, sharding)
@@ -172,15 +166,6 @@ def _met(experiment: Experiment, run: RunDir, seconds: float) -> str:
     )
 
 
-def check_vocabulary(experiment: Experiment, tokenizer: TextTokenizer) -> None:
-    """Raises UserError if the model has fewer tokens than the tokenizer."""
-    if experiment.model.vocab < tokenizer.vocab_size:
-        raise UserError(
-            f"model.vocab {experiment.model.vocab} is smaller than the tokenizer's {tokenizer.vocab_size} tokens; set "
-            f"--model.vocab {tokenizer.vocab_size} or more"
-        )
-
-
 def _summary(
     experiment: Experiment,
     run: RunDir,
@@ -206,6 +191,8 @@ def _summary(
         "skipped_steps": int(state.skipped),
         **{name: value for name, value in last.items() if _learned(name)},
     }
+    if experiment.checkpoint.keep_best:
+        summary |= {"best_step": loop.early.best_step, "best_eval_loss": loop.early.best}
     if experiment.eval.xz:
         score = _cached_xz(prepared)
         summary |= {"xz_bits_per_byte": score.alone, "xz_head_start_bits_per_byte": score.head_start}

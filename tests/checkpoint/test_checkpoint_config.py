@@ -14,6 +14,8 @@ def test_keeps_the_newest_and_the_lasting():
     steps = [10, 20, 30, 40, 50, 60]
     assert CheckpointConfig(keep=2).kept(steps) == {50, 60}
     assert CheckpointConfig(keep=1, keep_every=20).kept(reversed(steps)) == {20, 40, 60}
+    assert CheckpointConfig(keep=1, keep_best=True).kept(steps, best=30) == {30, 60}
+    assert CheckpointConfig(keep=1).kept(steps, best=30) == {60}
     assert CheckpointConfig(keep=9).kept(steps) == set(steps)
 
 

@@ -108,8 +108,8 @@ def test_numbers_that_are_not_finite_are_null_to_every_parser(tmp_path: Path) ->
 
 def test_a_first_evaluation_that_is_not_a_number_is_not_the_best() -> None:
     early = EarlyStopping(EvalConfig(every=1, patience=2))
-    assert not early.stops(math.nan)
-    assert not early.stops(3.0)
-    assert early.best == 3.0
-    assert not early.stops(4.0)
-    assert early.stops(math.nan)
+    assert not early.stops(math.nan, 1)
+    assert not early.stops(3.0, 2)
+    assert (early.best, early.best_step) == (3.0, 2)
+    assert not early.stops(4.0, 3)
+    assert early.stops(math.nan, 4)

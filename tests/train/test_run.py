@@ -19,7 +19,7 @@ from lmx.checkpoint import manifest
 from lmx.checkpoint.checkpointer import load_subtree
 from lmx.checkpoint.config import CheckpointConfig
 from lmx.cli.train import describe
-from lmx.data.config import DataConfig, LocalFiles, TokenizerFile, TrainedBpe
+from lmx.data.config import DataConfig, LocalFiles, TrainedBpe
 from lmx.decode.convert import convert
 from lmx.decode.generate import Generator
 from lmx.errors import Interrupted, LmxError, UserError
@@ -354,26 +354,22 @@ def test_init_from_takes_a_hugging_face_directory(
     assert summary["eval_loss"] == pytest.approx(finished[1]["eval_loss"], rel=1e-6)
 
 
-def test_a_vocabulary_that_is_too_small_is_refused_before_text_is_tokenized(
-    tiny: Experiment, finished: Any, fresh: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_module, "prepare", lambda *_, **__: 1 / 0)
-    given = replace(tiny.data, tokenizer=TokenizerFile(path=str(finished[0].tokenizer)))
-    small = replace(tiny, data=given, model=replace(tiny.model, vocab=200))
-    with pytest.raises(UserError, match=r"model\.vocab 200 is smaller than the tokenizer's \d+ tokens"):
-        train(small, fresh.path)
-
-
 def test_init_from_another_model_is_refused_with_the_difference(tiny: Experiment, finished: Any, fresh: RunDir) -> None:
     other = replace(tiny, model=replace(tiny.model, hidden=48), init_from=str(finished[0].path))
     with pytest.raises(UserError, match=r"is not this recipe's: hidden: \d+ -> 48"):
         train(other, fresh.path)
 
 
-def test_early_stopping_ends_the_run_for_good(tiny: Experiment, fresh: RunDir) -> None:
+def test_early_stopping_ends_the_run_for_good_and_its_best_checkpoint_stays(tiny: Experiment, fresh: RunDir) -> None:
     still = replace(tiny, schedule=Schedule(peak=0.0, warmup=0), eval=EvalConfig(every=2, rows=8, patience=2))
+    still = replace(still, checkpoint=CheckpointConfig(every=1, keep=1, keep_best=True))
     first = train(still, fresh.path)
     assert first["steps"] == 6  # the best of step 2 was not beaten twice
+    assert first["best_step"] == 2
+    assert first["best_eval_loss"] == first["eval_loss"]
+    assert "after step 2" in describe(first | {"report": "page.html"}, fresh.path)
+    assert {path.name for path in fresh.checkpoints.iterdir()} == {"2", "6"}
+    assert load_subtree(fresh.checkpoints, "params", step=2).step == 2
     before = fresh.metrics.read_bytes()
     assert train(still, fresh.path)["steps"] == 6
     assert fresh.metrics.read_bytes() == before
