@@ -5,7 +5,8 @@ lmx train configs/quickstart.py:own_text --data.sources.0.files "my/texts/*.txt"
 lmx train configs/quickstart.py:fill_in_the_middle --run-dir runs/infilling
 
 Expect of the first 2.3 to 2.5 bits per byte on held-out modules in two minutes of training on two cores, and of the
-second 1.8 on the King James Bible (xz -9: 2.2).
+second 1.8 on the King James Bible (xz -9: 2.2). The third comes to 5.50 nats a
+token as fast; what it writes in the middle looks like code, and no more.
 """
 
 from dataclasses import replace

@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402
 
+import gc
 import os
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -23,6 +24,9 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+# Programs that are kept make a large heap, through which Python's collector would go every few seconds.
+gc.set_threshold(100_000, 50, 50)
 
 import jax
 import pytest

@@ -14,7 +14,7 @@ from lmx.errors import UserError
 from lmx.nn.module import Params
 from lmx.optim.matrices import Matrix, matrix_of
 from lmx.optim.names import is_axes, name_of
-from lmx.optim.optimizer import Optimizer, slow
+from lmx.optim.optimizer import AdamW, Optimizer, slow
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,12 @@ class Adafactor(Optimizer):
 
 
 @dataclass(frozen=True)
-class Muon(Optimizer):
+class Muon(AdamW):
     """Muon (Jordan et al. 2024) for the hidden matrices of the stacks, AdamW for all else.
 
     A hidden matrix is known by its logical axes (:func:`lmx.optim.matrices.matrix_of`): each layer and each expert has
-    its own, and heads are one side of it. Embeddings, heads, norms, biases and routers are AdamW's.
+    its own, and heads are one side of it. Embeddings, heads, norms, biases and routers are AdamW's, with its numbers;
+    ``eps`` is also added to the norm that a matrix is divided by.
     """
 
     momentum: Annotated[float, BELOW_ONE] = 0.95
@@ -96,17 +97,6 @@ class Muon(Optimizer):
     """Newton-Schulz iterations."""
     rms: Annotated[float, POSITIVE] = 0.2
     """Root mean square of a matrix's step: AdamW's own, so that both share a learning rate (Liu et al. 2025, 2.2)."""
-    b1: Annotated[float, BELOW_ONE] = 0.9
-    """AdamW's decay of the first moment."""
-    b2: Annotated[float, BELOW_ONE] = 0.95
-    """AdamW's decay of the second moment."""
-    eps: Annotated[float, POSITIVE] = 1e-8
-    """Added to the root of AdamW's second moment, and to the norm that a matrix is divided by."""
-
-    @property
-    def exact(self) -> tuple[str, ...]:
-        """AdamW's second moment, if it is slow."""
-        return slow(nu=self.b2)
 
     def scaling(self, axes: Params) -> optax.GradientTransformation:
         """Matrices -> rms * sqrt(longer side) * orthogonalised average; others as AdamW."""

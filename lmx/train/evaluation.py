@@ -69,6 +69,10 @@ class EarlyStopping:
         self.stopped = 0 < self.config.patience <= self.worse
         return self.stopped
 
+    def __str__(self) -> str:
+        better = f"{self.best:.4f} after step {self.best_step}" if self.best_step else "none so far"
+        return f"{self.worse} evaluations in a row had no lower loss than the best ({better})"
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"best": self.best, "best_step": self.best_step, "worse": self.worse, "stopped": self.stopped}

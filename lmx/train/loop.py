@@ -181,6 +181,8 @@ class Loop:
             ends |= self.early.stops(extra["eval_loss"], done)
             save |= config.checkpoint.keep_best and self.early.best_step == done
         self._note(ready, state, extra)
+        if evaluate and self.early.stopped:
+            self.display.say(f"step {done}: training stops early, {self.early}")
         if save or ends:
             self._save(done, state, wait=interrupted)
         elif save_locally:

@@ -113,3 +113,4 @@ def test_a_first_evaluation_that_is_not_a_number_is_not_the_best() -> None:
     assert (early.best, early.best_step) == (3.0, 2)
     assert not early.stops(4.0, 3)
     assert early.stops(math.nan, 4)
+    assert str(early) == "2 evaluations in a row had no lower loss than the best (3.0000 after step 2)"
