@@ -5,8 +5,8 @@ lmx train configs/distil.py --run-dir runs/student
 lmx train configs/distil.py:alone --run-dir runs/alone
 
 The second reads the first as its teacher (--objective.teacher DIR for another), and the third trains the same small
-model without one, on the same rows. Compare their held-out losses: lmx report runs/student runs/alone. Expect 0.06
-nats a token between them.
+model without one, on the same rows. Compare their held-out losses: lmx report runs/student runs/alone. Expect 4.95
+nats a token of the student, as the teacher has, and 5.12 without it.
 """
 
 from dataclasses import replace
