@@ -57,7 +57,7 @@ class MaskedLm(TokenPrediction):
 
     def check(self, model: ModelConfig, length: int) -> None:
         """An encoder that predicts tokens fits; with a question it has a head for it."""
-        if self.replacing.mask + self.replacing.random > 1:
+        if self.replacing.mask + self.replacing.random > 1 + 1e-9:  # 0.9 and 0.1 may be a little more
             raise UserError(
                 f"objective.replacing has the shares mask {self.replacing.mask} and random {self.replacing.random}, "
                 "expected at most 1 together"
