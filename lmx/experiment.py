@@ -150,6 +150,11 @@ class Experiment:
         if train.batch % train.accumulate:
             raise UserError(f"train.batch {train.batch} is not divisible by train.accumulate {train.accumulate}")
         self.eval.check()
+        if self.checkpoint.keep_best and not self.eval.every:
+            raise UserError(
+                "checkpoint.keep_best is set, but eval.every is 0: set it to the steps between evaluations, or "
+                "checkpoint.keep_best to False"
+            )
         self.schedule.check(train.steps)
         self.model.spec()
         self.sample.check(self.model)

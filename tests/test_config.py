@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 
 from lmx import config
+from lmx.checkpoint.config import CheckpointConfig
 from lmx.config import Change, diff, from_data, to_data
 from lmx.data.config import LocalFiles, PythonStdlib
 from lmx.errors import UserError
@@ -190,6 +191,13 @@ def test_files_that_are_no_configuration_are_named(tmp_path: Path) -> None:
 def test_numbers_that_make_no_sense_are_refused_by_name(part: str, value: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         replace(Experiment(sample=SampleConfig(prompts=("a",))), **{part: value}).check()
+
+
+def test_the_best_checkpoint_needs_evaluations() -> None:
+    best = Experiment(checkpoint=CheckpointConfig(keep_best=True))
+    best.check()
+    with pytest.raises(UserError, match=r"checkpoint\.keep_best is set, but eval\.every is 0"):
+        replace(best, eval=EvalConfig(every=0)).check()
 
 
 def test_what_a_configuration_cannot_hold_is_refused() -> None:
