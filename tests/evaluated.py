@@ -12,10 +12,11 @@ from lmx.models.config import ModelConfig
 from lmx.models.families.bert import Bert
 from lmx.models.families.llama import Llama
 from lmx.models.families.t5 import T5
-from lmx.models.model import init_params, param_axes
+from lmx.models.model import param_axes
 from lmx.nn.position import Rope
 from lmx.sharding.mesh import MeshConfig, build_mesh
 from lmx.sharding.rules import Rules, Sharding
+from tests.jitted import init_params
 
 TEXT = "the quick brown fox jumps over the lazy dog while three hundred small birds sing in the old garden. "
 CONTEXT = 96

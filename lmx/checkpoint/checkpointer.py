@@ -36,6 +36,8 @@ from lmx.sharding.processes import count, post, posted, share
 
 LOOK = 0.5
 """Seconds between looks at whether the save in flight failed on another process."""
+MIN_SLICE_BYTES = 1 << 20
+"""From this size on each replica writes a part of an array; below, one of them writes it all."""
 
 
 class Raised(logging.Filter):
@@ -131,7 +133,7 @@ class Checkpointer:
         self._check(step, self._pool.submit(self._begin, step).exception())
         self._saves += 1
         try:
-            with _uncompressed():
+            with _saving():
                 written = v1.save_async(self.directory / str(step), arrays, checkpointable_name=STATE).result
         except Exception as error:
             written = functools.partial(_fail, error)
@@ -261,10 +263,13 @@ def _fail(error: Exception) -> None:
     raise error
 
 
-def _uncompressed() -> v1.Context:
-    """Zstandard takes 8% off normally distributed weights, and saves take over twice as long on two cores."""
+def _saving() -> v1.Context:
+    """Zstandard takes 8% off normally distributed weights, and saves take over twice as long on two cores. That each
+    replica writes a part of an array takes a program that cuts it: one for every shape, which small ones are not worth.
+    """
     context = v1.Context()
     context.array.saving.use_compression = False
+    context.array.saving.min_slice_bytes_for_replica_parallel = MIN_SLICE_BYTES
     return context
 
 

@@ -24,13 +24,14 @@ from lmx.checkpoint.huggingface.load import gather
 from lmx.checkpoint.huggingface.plan import make_plan
 from lmx.errors import UserError
 from lmx.models.families.llama import Llama
-from lmx.models.model import init_params, param_shapes
+from lmx.models.model import param_shapes
 from lmx.models.names import NameMap, conv1d, linear, stacked, vector
 from lmx.models.specs import BlockSpec, Segment, StackSpec
 from lmx.nn.module import Part, parameter
 from lmx.nn.sublayer import Sublayer
 from lmx.sharding.mesh import MeshConfig, build_mesh
 from lmx.sharding.rules import Rules, Sharding
+from tests.jitted import init_params
 
 
 def same(a: dict, b: dict) -> bool:

@@ -52,7 +52,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import jax
 
     from lmx.models.families.llama import Llama
-    from lmx.models.model import init_params
+    from tests.jitted import init_params
 
     config = Llama(vocab=300, context=128, layers=1, width=16, heads=2, kv_heads=2, head_dim=8, hidden=32)
     directory = tmp_path_factory.mktemp("models") / "model"
@@ -187,7 +187,7 @@ def test_an_encoder_is_scored_on_a_recipes_masked_tokens(tmp_path: Path, capfd: 
     import jax
 
     from lmx.models.families.bert import Bert
-    from lmx.models.model import init_params
+    from tests.jitted import init_params
 
     config, bert = Bert(vocab=300, context=64, layers=1, width=16, heads=2, hidden=32), tmp_path / "bert"
     export_params(config, init_params(config.spec(), jax.random.key(0)), bert, config.to_huggingface())

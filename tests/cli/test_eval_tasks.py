@@ -13,7 +13,7 @@ from lmx.config import save
 from lmx.data.tokenizer import train_bpe
 from lmx.experiment import Experiment, RunDir
 from lmx.models.families.llama import Llama
-from lmx.models.model import init_params
+from tests.jitted import init_params
 
 TASK = """
 from dataclasses import replace

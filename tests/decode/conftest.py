@@ -6,9 +6,10 @@ import pytest
 from lmx.data.tokenizer import TextTokenizer, train_bpe
 from lmx.decode.generate import Generator
 from lmx.models.families.llama import Llama
-from lmx.models.model import Inputs, apply, init_params, logits, unstack_layers
+from lmx.models.model import Inputs
 from lmx.nn.module import Params
 from lmx.nn.position import Rope
+from tests.jitted import apply, init_params, logits, unstack_layers
 
 TEXT = "the quick brown fox jumps over the lazy dog while three hundred small birds sing in the old garden. "
 CONTEXT = 128

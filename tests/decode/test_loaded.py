@@ -18,8 +18,9 @@ from lmx.data.tokenizer import train_bpe
 from lmx.errors import UserError
 from lmx.experiment import Experiment, RunDir
 from lmx.models.families.llama import Llama
-from lmx.models.model import Inputs, apply, init_params, logits, task
+from lmx.models.model import Inputs
 from lmx.sharding.mesh import MeshConfig
+from tests.jitted import apply, init_params, logits, task
 
 
 @pytest.fixture(scope="module", params=["inside", "elsewhere"])

@@ -19,7 +19,7 @@ from lmx.data.config import DataConfig, LocalFiles, TokenizerFile
 from lmx.data.tokenizer import train_bpe
 from lmx.eval.perplexity import evaluate
 from lmx.models.families.llama import Llama
-from lmx.models.model import init_params
+from tests.jitted import init_params
 
 PROMPTS = ["the cat", "two dogs run by a mat and saw", "on"]
 GENERATE = ["generate", "model", "--max-new-tokens", "6", "--temperature", "0", "--json", "text.json"]

@@ -190,6 +190,7 @@ def differentiated(name: str) -> tuple[float, Any, float]:
     parts, gradients = jax.device_get(run(golden.params))  # NumPy from here: an eager JAX operation compiles
     norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(gradients)))
     after = jax.tree.map(lambda p, g: np.asarray(p) - np.float32(0.02 / norm) * g, golden.params, gradients)
+    after = jax.device_put(after, jax.devices()[0])  # as the golden ones are: elsewhere they are another program's
     return float(parts[0]), gradients, float(sum(jax.device_get(run(after)[0])) - sum(parts))
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.models.model import Inputs, apply, empty_cache, init_params, logits, param_shapes, unstack_layers
+from lmx.models.model import Inputs, empty_cache, param_shapes
+from tests.jitted import apply, init_params, logits, unstack_layers
 
 TIGHT = {"atol": 1e-5, "rtol": 1e-5}
 

@@ -17,12 +17,13 @@ from lmx.models.families.llama import PRESETS, Llama
 from lmx.models.families.palm import PRESETS as PALM
 from lmx.models.families.t5 import T5
 from lmx.models.flops import forward_flops_per_token, parameter_count, train_flops_per_token
-from lmx.models.model import empty_cache, init_params, param_axes
+from lmx.models.model import empty_cache, param_axes
 from lmx.models.specs import BlockSpec, ModelSpec, StackSpec
 from lmx.models.summary import Summary, summarize, to_data
 from lmx.nn.latent_attention import LatentAttention
 from lmx.sharding.mesh import MeshConfig, build_mesh
 from lmx.sharding.rules import Rules, Sharding
+from tests.jitted import init_params
 
 TINY = Llama(vocab=300, context=64, layers=3, width=16, heads=4, kv_heads=2, head_dim=8, hidden=32)
 SPLIT = MeshConfig(data=1, fsdp=4, tensor=2)

@@ -16,8 +16,8 @@ from lmx.models.config import ModelConfig
 from lmx.models.config_map import Task
 from lmx.models.families.bert import Bert
 from lmx.models.families.gpt2 import Gpt2
-from lmx.models.model import apply, init_params, task
 from lmx.nn.head import pooled
+from tests.jitted import apply, init_params, task
 
 BERT = {
     "architectures": ["BertForMaskedLM"],

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from lmx.models.families.llama import Llama
-from lmx.models.model import Inputs, apply, init_params
+from lmx.models.model import Inputs
 from lmx.models.specs import noisy
 from lmx.nn.noise import StochasticDepth, TokenNoise
+from tests.jitted import apply, init_params
 
 MODEL = Llama(vocab=64, context=8, layers=2, width=16, heads=2, kv_heads=1, head_dim=8, hidden=16, tied=True)
 

@@ -23,7 +23,6 @@ from lmx.experiment import EvalConfig, Experiment, RunDir, TrainConfig
 from lmx.models.families.bert import Bert
 from lmx.models.families.llama import Llama
 from lmx.models.families.t5 import T5
-from lmx.models.model import init_params
 from lmx.models.schedules import PipelineConfig
 from lmx.objectives.class_distillation import ClassDistillation
 from lmx.objectives.classification import Classification
@@ -41,6 +40,7 @@ from lmx.train.run import train
 from lmx.train.signals import StopSignal
 from lmx.train.state import init_state, state_shardings
 from lmx.train.step import BATCH, gradients, jit_step
+from tests.jitted import init_params
 
 SIZES: dict[str, Any] = {"layers": 1, "heads": 2, "kv_heads": 2, "head_dim": 8, "hidden": 32}
 STUDENT = Llama(vocab=320, context=64, width=16, **SIZES)

@@ -19,7 +19,7 @@ from lmx.models.families.bert import Bert
 from lmx.models.families.llama import Llama
 from lmx.models.families.modernbert import ModernBert
 from lmx.models.families.t5 import T5
-from lmx.models.model import Inputs, apply, encode, init_params, task
+from lmx.models.model import Inputs
 from lmx.objectives.chat import ChatRows, ChatSft
 from lmx.objectives.classification import Classification, MultiLabel, Regression
 from lmx.objectives.labelled import Labelled, segment_states
@@ -27,6 +27,7 @@ from lmx.objectives.objective import Objective
 from lmx.objectives.random_rows import random_layout, random_rows
 from lmx.objectives.span_answers import AnswerRows, ExtractiveQa, span_f1
 from lmx.objectives.token_classification import TokenClassification
+from tests.jitted import apply, encode, init_params, task
 
 VOCAB, LENGTH, CLASSES = 150, 64, 3
 COMMON: dict[str, Any] = {"vocab": VOCAB, "context": LENGTH, "classes": CLASSES}

@@ -29,7 +29,7 @@ from lmx.models.config_map import Task
 from lmx.models.families.bert import Bert
 from lmx.models.families.llama import Llama
 from lmx.models.families.modernbert import ModernBert
-from lmx.models.model import init_params, param_shapes
+from lmx.models.model import param_shapes
 from lmx.objectives.chat import ChatSft
 from lmx.objectives.class_distillation import ClassDistillation
 from lmx.objectives.classification import Classification, Regression
@@ -41,6 +41,7 @@ from lmx.sharding.rules import Sharding
 from lmx.train.check_mesh import check_mesh
 from lmx.train.run import train
 from lmx.train.start import fresh_state
+from tests.jitted import init_params
 
 ROWS = [
     {"text": f"{word} " * (1 + i % 5) + f"number {i}", "other": f"and {i}", "label": word}

@@ -18,7 +18,7 @@ from lmx.models.families.gemma2 import Gemma2
 from lmx.models.families.gpt2 import Gpt2
 from lmx.models.families.llama import Llama
 from lmx.models.families.t5 import T5
-from lmx.models.model import Inputs, apply, encode, init_params, logits
+from lmx.models.model import Inputs
 from lmx.models.schedules import PipelineConfig
 from lmx.nn.router import SigmoidRouter
 from lmx.objectives.chat import ChatSft
@@ -33,6 +33,7 @@ from lmx.objectives.seq_to_seq import SeqToSeq
 from lmx.sharding.mesh import MeshConfig, build_mesh
 from lmx.sharding.rules import Sharding, use_sharding
 from lmx.train.step import BATCH, gradients
+from tests.jitted import apply, encode, init_params, logits
 
 VOCAB, LENGTH = 150, 48
 BERT = Bert(vocab=VOCAB, context=LENGTH, layers=1, width=16, heads=2, hidden=32, task="pretraining")
@@ -91,27 +92,33 @@ def reference(
 
 
 def alone(spec: Any, params: Any, row: dict[str, np.ndarray], segment: int) -> float:
-    """One document without its neighbours."""
+    """One document without its neighbours, at the start of a row."""
     mine = row["segment_ids"] == segment
-    tokens = jnp.asarray(row["tokens"][mine])[None]
-    inputs = Inputs.whole(tokens)
+    inputs = at_start(row["tokens"][mine])
     answers = row["targets"][row.get("target_segments", row["segment_ids"]) == segment]
     if "decoder_tokens" in row:
         memory, _ = encode(spec, params, inputs)
-        read = Inputs.whole(jnp.asarray(row["decoder_tokens"][row["target_segments"] == segment])[None])
-        out = apply(spec, params, read, memory=memory)
+        out = apply(spec, params, at_start(row["decoder_tokens"][row["target_segments"] == segment]), memory=memory)
         at = np.arange(len(answers))
     elif "slots" in row:
         out = apply(spec, params, inputs)
         at = row["slots"][row["target_segments"] == segment] - np.flatnonzero(mine)[0]
     else:
-        prefix = jnp.asarray(row["prefix"][mine] > 0)[None] if "prefix" in row else None
-        out = apply(spec, params, Inputs(inputs.tokens, inputs.positions, inputs.segments, prefix=prefix))
+        prefix = at_start(row["prefix"][mine] > 0).tokens if "prefix" in row else None
+        out = apply(spec, params, replace(inputs, prefix=prefix))
         at = np.flatnonzero(row.get("target_segments", row["segment_ids"])[mine])
     scores = np.asarray(logits(spec, params, out.hidden), np.float64)[0, at, :VOCAB]
     top = scores.max(-1)
     nll = np.log(np.exp(scores - top[:, None]).sum(-1)) + top - scores[np.arange(len(at)), answers]
     return float(nll.sum())
+
+
+def at_start(tokens: np.ndarray) -> Inputs:
+    """A row of them alone, padded to the one length for which the model is compiled."""
+    padded = np.zeros((1, LENGTH), tokens.dtype)
+    padded[0, : len(tokens)] = tokens
+    positions = np.arange(LENGTH, dtype=np.int32)[None]
+    return Inputs(*map(jnp.asarray, (padded, positions, (positions < len(tokens)).astype(np.int32))))
 
 
 @pytest.mark.parametrize(("objective", "model"), CASES, ids=IDS)
@@ -144,7 +151,8 @@ def test_no_document_leaks_into_another(objective: Objective, model: ModelConfig
     params = jax.tree.map(lambda a: 5 * a, init_params(spec, jax.random.key(1)))
     teacher = replace(model, width=32).spec()
     frozen = {name: Frozen(teacher, init_params(teacher, jax.random.key(2))) for name in objective.models}
-    layout, loss = random_layout(objective, spec, LENGTH), objective.loss_with(frozen)
+    layout = random_layout(objective, spec, LENGTH)
+    loss = jax.jit(objective.loss_with(frozen), static_argnums=0)
     rng = np.random.default_rng(0)
     one, two, other = (rng.integers(60, VOCAB, 12, np.int32) for _ in range(3))
 
@@ -171,7 +179,7 @@ def test_the_next_sentence_question_is_cross_entropy_over_the_pairs() -> None:
     spec = BERT.spec()
     objective, params = Nsp(), init_params(spec, jax.random.key(0))
     rows = random_rows(objective, spec, 2, LENGTH, (1,))
-    sums = objective.loss(spec, params, arrays(rows))
+    sums = jax.jit(objective.loss, static_argnums=0)(spec, params, arrays(rows))
     inputs = Inputs(*(jnp.asarray(rows[k]) for k in ("tokens", "positions", "segment_ids", "types")))
     hidden = np.asarray(apply(spec, params, inputs).hidden, np.float64)
     head = jax.tree.map(lambda a: np.asarray(a, np.float64), params["tasks"]["nsp"])

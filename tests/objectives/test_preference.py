@@ -21,7 +21,7 @@ from lmx.errors import UserError
 from lmx.experiment import EvalConfig, Experiment, TrainConfig
 from lmx.models.families.llama import Llama
 from lmx.models.families.t5 import T5
-from lmx.models.model import Inputs, apply, init_params, logits
+from lmx.models.model import Inputs
 from lmx.objectives.objective import Frozen
 from lmx.objectives.preference import Dpo, Preference, PreferenceRows, SimPo
 from lmx.optim.schedule import Schedule
@@ -31,6 +31,7 @@ from lmx.train import run as run_module
 from lmx.train.run import train
 from lmx.train.state import init_state, state_shardings
 from lmx.train.step import BATCH, gradients
+from tests.jitted import apply, init_params, logits
 
 MODEL = Llama(vocab=300, context=64, layers=1, width=16, heads=2, kv_heads=2, head_dim=8, hidden=32)
 LENGTH = 48

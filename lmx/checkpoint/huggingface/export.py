@@ -152,9 +152,15 @@ def _infos(plan: Plan, arrays: Mapping[str, Any], dtype: Any) -> dict[str, jax.S
 
 
 def _tensor(holder: Holder, arrays: Mapping[str, Any], info: jax.ShapeDtypeStruct) -> np.ndarray:
-    # The index is applied where the array lies: what comes to the host is one layer's part, and is not kept there.
-    pieces = [np.asarray(arrays[place.path][place.index]) for place in holder.places]
+    pieces = [_piece(arrays[place.path], place.index) for place in holder.places]
     return contiguous(holder.stored.join(pieces), np.dtype(info.dtype))
+
+
+def _piece(array: Any, index: Any) -> np.ndarray:
+    """A part of an array. Only that part comes to the host, and it is not kept there; what lies there is not copied."""
+    on_host = isinstance(array, jax.Array) and {device.platform for device in array.devices()} == {"cpu"}
+    in_place = on_host and array.is_fully_replicated
+    return np.asarray((np.asarray(array) if in_place else array)[index])
 
 
 def _shards(infos: Mapping[str, jax.ShapeDtypeStruct], most: int) -> list[list[str]]:

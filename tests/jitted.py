@@ -1,0 +1,12 @@
+"""The model's functions as one program each; called by themselves, each of their operations is compiled alone."""
+
+import jax
+
+from lmx.models import model
+
+init_params = jax.jit(model.init_params, static_argnames="spec")
+unstack_layers = jax.jit(model.unstack_layers, static_argnames="spec")
+encode = jax.jit(model.encode, static_argnames=("spec", "remat"))
+apply = jax.jit(model.apply, static_argnames=("spec", "remat"))
+logits = jax.jit(model.logits, static_argnames="spec")
+task = jax.jit(model.task, static_argnames=("spec", "name"))
