@@ -85,42 +85,54 @@ def assert_same(got: Any, expected: Any) -> None:
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))
 
 
+@functools.cache
+def packed(kind: str | None, mask: Mask) -> Any:
+    """The output and the gradients of the packed rows, split that way or on one device."""
+    return gradients(kind and split(kind), drawn(8, 2, value_dim=5), mask)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mask", MASKS, ids=repr)
 def test_equals_float64_reference(mask: Mask, kind: str) -> None:
-    arrays = drawn(8, 4)
-    out = jax.jit(functools.partial(attend, split(kind), mask=mask))(*arrays)
-    np.testing.assert_allclose(out[REAL], reference(*arrays, mask, PACKED)[REAL], atol=3e-6)
+    out, _ = packed(kind, mask)
+    np.testing.assert_allclose(out[REAL], reference(*drawn(8, 2, value_dim=5), mask, PACKED)[REAL], atol=3e-6)
     assert np.isfinite(out).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mask", MASKS, ids=repr)
 def test_gradients_equal_one_device(mask: Mask, kind: str) -> None:
-    arrays = drawn(8, 2, value_dim=5)
-    assert_same(gradients(split(kind), arrays, mask), gradients(None, arrays, mask))
+    assert_same(packed(kind, mask), packed(None, mask))
+
+
+@functools.cache
+def one_device(kv_heads: int, value_dim: int, mask: Mask, names: tuple[str, ...], **options: float) -> Any:
+    """What a mesh is compared with, of eight heads with parameters of these names."""
+    return gradients(None, drawn(8, kv_heads, value_dim=value_dim), mask, learned(names, 8), **options)
+
+
+BOTH = ("sinks", "bias_table")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shards", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_options_equal_one_device(shards: int, kind: str) -> None:
-    arrays, own = drawn(8, 1, value_dim=5), learned(("sinks", "bias_table"), 8)
     sharding = split(kind, MeshConfig(data=1, sequence=shards))
-    assert_same(*(gradients(s, arrays, Causal(), own, softcap=2.0) for s in (sharding, None)))
+    ours = gradients(sharding, drawn(8, 1, value_dim=5), Causal(), learned(BOTH, 8), softcap=2.0)
+    assert_same(ours, one_device(1, 5, Causal(), BOTH, softcap=2.0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_with_heads_and_batch_split_too(kind: str) -> None:
-    arrays, own = drawn(8, 4), learned(("sinks", "bias_table"), 8)
     for mesh in (MeshConfig(data=2, sequence=2, tensor=2), MeshConfig(data=1, fsdp=2, sequence=2, tensor=2)):
-        assert_same(*(gradients(s, arrays, SlidingWindow(9), own) for s in (split(kind, mesh), None)))
+        ours = gradients(split(kind, mesh), drawn(8, 4), SlidingWindow(9), learned(BOTH, 8))
+        assert_same(ours, one_device(4, HEAD_DIM, SlidingWindow(9), BOTH))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_memory_of_another_length(kind: str) -> None:
     memory = np.array([[1] * 3 + [2] * 8 + [3] * 4 + [0], [2] * 3 + [1] * 10 + [0] * 3], np.int32)
-    arrays = drawn(8, 4, memory=16)
-    run = functools.partial(gradients, arrays=arrays, mask=Bidirectional(), memory=memory)
+    run = functools.partial(gradients, arrays=drawn(8, 4, memory=16), mask=Bidirectional(), memory=memory)
     assert_same(run(split(kind)), run(None))
 
 
@@ -148,7 +160,7 @@ def test_within_a_region_that_is_manual_already(kind: str) -> None:
     weights = jnp.where(REAL[:, :, None, None], jax.random.normal(jax.random.key(5), arrays[0].shape), 0)
     run = lambda *a: (in_region(split(kind, MeshConfig(data=2, sequence=4)), a[:3], a[3]) * weights).sum()  # noqa: E731
     grads = jax.jit(jax.grad(run, range(4)))(*arrays, own["sinks"])
-    for a, b in zip(grads, gradients(None, arrays, Causal(), own)[1], strict=True):
+    for a, b in zip(grads, one_device(4, HEAD_DIM, Causal(), ("sinks",))[1], strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))
 
 
