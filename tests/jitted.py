@@ -3,10 +3,12 @@
 import jax
 
 from lmx.models import model
+from lmx.nn import kernel
 
 init_params = jax.jit(model.init_params, static_argnames="spec")
 unstack_layers = jax.jit(model.unstack_layers, static_argnames="spec")
 encode = jax.jit(model.encode, static_argnames=("spec", "remat"))
 apply = jax.jit(model.apply, static_argnames=("spec", "remat"))
 logits = jax.jit(model.logits, static_argnames="spec")
+plain = jax.jit(kernel.plain)
 task = jax.jit(model.task, static_argnames=("spec", "name"))

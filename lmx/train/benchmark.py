@@ -1,6 +1,5 @@
 """Measures a recipe's train step: compilation, time and memory, beside what the device reaches in a matrix product."""
 
-import functools
 import statistics
 import time
 from typing import Any
@@ -14,7 +13,7 @@ from lmx.objectives.objective import Batch
 from lmx.objectives.random_rows import full_rows, random_layout
 from lmx.sharding.mesh import build_mesh
 from lmx.sharding.rules import Sharding
-from lmx.train.state import init_state, state_shardings
+from lmx.train.state import jit_init
 from lmx.train.step import BATCH, jit_step
 
 
@@ -34,9 +33,8 @@ def bench_train(experiment: Experiment, steps: int) -> dict[str, Any]:
     experiment.check()
     train = experiment.train
     sharding = Sharding(build_mesh(experiment.mesh), experiment.rules)
-    shardings = state_shardings(experiment, sharding)
     peaks = [matmul_flops_per_second(train.compute)]
-    state = jax.jit(functools.partial(init_state, experiment), out_shardings=shardings)(jax.random.key(0))
+    state = jit_init(experiment, sharding)(jax.random.key(0))
     batch = random_batch(experiment, sharding)
     began = time.perf_counter()
     compiled = jit_step(experiment, sharding).lower(state, batch).compile()

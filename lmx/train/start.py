@@ -1,6 +1,5 @@
 """The state that a run starts from, or goes on from."""
 
-import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from lmx.nn.module import Params
 from lmx.optim.names import names, put
 from lmx.sharding.processes import agreed, is_first
 from lmx.sharding.rules import Sharding
-from lmx.train.state import TrainState, init_state, saved, state_shapes, state_shardings, trained
+from lmx.train.state import TrainState, init_state, jit_init, saved, state_shapes, state_shardings, trained
 
 
 def start_state(
@@ -65,10 +64,9 @@ def fresh_state(
 
 def _initial(experiment: Experiment, sharding: Sharding, tokenizer: TextTokenizer) -> tuple[TrainState, str, list[str]]:
     """The same without the adapter that it may start from."""
-    shardings, key = state_shardings(experiment, sharding), jax.random.key(experiment.train.seed)
+    key = jax.random.key(experiment.train.seed)
     if not experiment.init_from:
-        make = jax.jit(functools.partial(init_state, experiment), out_shardings=shardings)
-        return make(key), "", _counted(experiment)
+        return jit_init(experiment, sharding)(key), "", _counted(experiment)
     source = open_source(Path(experiment.init_from))
     require_tokens(source, tokenizer, "init_from")
     grafted = _grafted(experiment, source)
@@ -78,7 +76,7 @@ def _initial(experiment: Experiment, sharding: Sharding, tokenizer: TextTokenize
         own = init_params(experiment.model.spec(), key)
         return init_state(experiment, key, grafted.joined(own, params))
 
-    state = jax.jit(started, out_shardings=shardings)(key, params)
+    state = jax.jit(started, out_shardings=state_shardings(experiment, sharding))(key, params)
     note = f"weights of {source.path}" + (f" after step {step}" if source.experiment else "") + grafted.note
     return state, checksum(params) if experiment.adapter.alone else "", [note, *_counted(experiment)]
 

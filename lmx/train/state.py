@@ -1,7 +1,7 @@
 """The state of training: everything that a step reads and writes, and what of it a checkpoint holds."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -120,3 +120,8 @@ def state_shardings(
     ema = sharding.tree(own_axes) if experiment.train.ema else {}
     models = {name: replace(m, params=sharding.tree(param_axes(m.spec))) for name, m in (frozen or {}).items()}
     return TrainState(everywhere, sharding.tree(axes), optimizer, ema, everywhere, everywhere, models)
+
+
+def jit_init(experiment: Experiment, sharding: Sharding) -> Callable[[jax.Array], TrainState]:
+    """:func:`init_state` of a key as one program: each device makes only its shards."""
+    return jax.jit(functools.partial(init_state, experiment), out_shardings=state_shardings(experiment, sharding))

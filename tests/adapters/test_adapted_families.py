@@ -6,9 +6,9 @@ import pytest
 from goldens import load_golden
 
 from lmx.adapters.adapter import Dora, Lora
-from lmx.models.model import apply, cast_floats, encode, logits, param_axes, unstack_layers
-from lmx.nn.kernel import plain
+from lmx.models.model import apply, cast_floats, encode, logits, param_axes
 from lmx.optim.names import name_of, names, pick, put
+from tests.jitted import plain, unstack_layers
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_tables_have_adapters_too(family):
     """Tied or not, of one stack or shared by two: what is computed is what the merged table gives."""
     golden, adapter = load_golden(family), Lora(rank=1, table_rank=2, targets=("*query*",))
     spec, axes = golden.spec, param_axes(golden.spec)
-    params = adapter.adapt(golden.params, axes, jax.random.key(0))
+    params = jax.jit(lambda params: adapter.adapt(params, axes, jax.random.key(0)))(golden.params)
     tables = [name for name in names(pick(params, adapter.trains)) if "table" in name]
     assert len(tables) == 2 * (1 + ("head" in golden.params and "table" in golden.params["head"]))
     moved = jax.tree.map_with_path(
