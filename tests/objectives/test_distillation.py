@@ -142,13 +142,8 @@ def test_classes_are_learned_from_a_teachers_probabilities() -> None:
     objective = ClassDistillation(share=0.25, temperature=3.0)
     sums = jax.jit(lambda p, q: objective.loss_with({"teacher": Frozen(wide, q)})(spec, p, batch))(own, other)
     alone = jax.jit(lambda p: objective.evaluated.loss(spec, p, batch))(own)
-    ours, theirs = (
-        np.asarray(jax.jit(objective.scores, static_argnums=0)(s, p, batch), np.float64)[
-            np.asarray(batch["labels"]) > 0
-        ]
-        / 3
-        for s, p in ((spec, own), (wide, other))
-    )
+    scores, asked = jax.jit(objective.scores, static_argnums=0), np.asarray(batch["labels"]) > 0
+    ours, theirs = (np.asarray(scores(s, p, batch), np.float64)[asked] / 3 for s, p in ((spec, own), (wide, other)))
     ours, theirs = (a - np.log(np.exp(a).sum(-1, keepdims=True)) for a in (ours, theirs))
     apart = (np.exp(theirs) * (theirs - ours)).sum()
     assert apart > 0.01
