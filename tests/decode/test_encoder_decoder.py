@@ -9,7 +9,8 @@ from goldens import load_golden
 from lmx.decode.generate import decoder_inputs
 from lmx.decode.loop import Program, decode_chunk, prefill
 from lmx.decode.sampling import Sampling
-from lmx.models.model import Inputs, apply, encode, logits, unstack_layers
+from lmx.models.model import Inputs, apply, logits
+from tests.jitted import encode, unstack_layers
 
 NEW = 7
 

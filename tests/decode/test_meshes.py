@@ -1,7 +1,6 @@
 """Decoding on meshes: the same tokens as on one device in every layout, and the collectives of Pope et al. 2022."""
 
 import dataclasses
-import functools
 from dataclasses import replace
 from typing import Any
 
@@ -24,11 +23,12 @@ from lmx.models.families.deepseek_v3 import DeepseekV3
 from lmx.models.families.llama import Llama
 from lmx.models.families.mixtral import Mixtral
 from lmx.models.families.t5 import T5
-from lmx.models.model import init_params, param_axes
+from lmx.models.model import param_axes
 from lmx.sharding.collectives import Collective, collectives
 from lmx.sharding.layouts import LAYOUTS, find_layout
 from lmx.sharding.mesh import MeshConfig, build_mesh
 from lmx.sharding.rules import Rules, Sharding, use_sharding
+from tests.jitted import init_params
 
 SIZES: dict[str, Any] = {"context": 128, "width": 32, "heads": 8, "hidden": 64}
 DENSE = Llama(vocab=320, layers=1, kv_heads=8, head_dim=4, **SIZES)
@@ -57,9 +57,9 @@ ALL = [(model, layout) for layout in LAYOUTS for model in MODELS if (model, layo
 
 def params_of(config: ModelConfig) -> Any:
     """Random, and lively: far from uniform."""
-    made = jax.jit(functools.partial(init_params, config.spec()))(jax.random.key(3))
-    params = jax.tree.map(lambda a: a * 8 if a.ndim > 2 else a, made)
-    params["embedding"]["table"] *= 50
+    made = jax.device_get(init_params(config.spec(), jax.random.key(3)))
+    params = jax.tree.map(lambda a: a * np.float32(8) if a.ndim > 2 else a, made)
+    params["embedding"]["table"] = params["embedding"]["table"] * np.float32(50)
     return params
 
 

@@ -1,3 +1,4 @@
+import functools
 import re
 from dataclasses import dataclass
 
@@ -39,6 +40,11 @@ SHAPES = {
 def loss_of(hidden, table, targets, weights, shape, bias=None):
     """What is tested, in the form of its reference."""
     bias = shape.bias(table.shape[0]) if bias is None else bias
+    return _loss_of(hidden, table, targets, weights, shape, bias)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _loss_of(hidden, table, targets, weights, shape, bias):
     readout = Readout(hidden, table, bias, shape.vocab, shape.softcap)
     return vocabulary_loss(readout, targets, weights, z_loss=shape.z_loss, label_smoothing=shape.label_smoothing)
 

@@ -70,8 +70,10 @@ def test_the_loss_is_that_of_each_completion_read_alone() -> None:
     expected, right = 0.0, 0
 
     def alone(params: Any, prompt: np.ndarray, completion: np.ndarray) -> float:
-        stream = np.concatenate([prompt, completion])[None]
-        out = apply(spec, params, Inputs.whole(jnp.asarray(stream[:, :-1])))
+        stream = np.concatenate([prompt, completion])
+        read = np.zeros((1, LENGTH), np.int32)  # of one length, for which the model is compiled
+        read[0, : len(stream) - 1] = stream[:-1]
+        out = apply(spec, params, Inputs.whole(jnp.asarray(read)))
         scores = np.asarray(logits(spec, params, out.hidden)[0, :, :300], np.float64)
         scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
         return float(sum(scores[len(prompt) - 1 + i, token] for i, token in enumerate(completion)))
@@ -82,7 +84,8 @@ def test_the_loss_is_that_of_each_completion_read_alone() -> None:
         expected += -np.log(1 / (1 + np.exp(-0.5 * (gains[0] - gains[1]))))
         right += gains[0] > gains[1]
     objective = Preference(Dpo(beta=0.5))
-    sums = objective.loss_with({"reference": Frozen(spec, other)})(spec, own, batch_of(pieces))
+    loss = jax.jit(lambda p, q, batch: objective.loss_with({"reference": Frozen(spec, q)})(spec, p, batch))
+    sums = loss(own, other, batch_of(pieces))
     np.testing.assert_allclose(sums.total, expected, rtol=1e-4)
     assert (float(sums.weight), float(sums.correct)) == (3, right)
 
@@ -90,10 +93,11 @@ def test_the_loss_is_that_of_each_completion_read_alone() -> None:
 def test_no_pair_leaks_into_another() -> None:
     spec, params = MODEL.spec(), init_params(MODEL.spec(), jax.random.key(0))
     one, two, three = random_pieces(1, 3, 5)
+    loss = jax.jit(Preference(SimPo()).loss, static_argnums=0)
     lone, with_two, with_three = (
-        Preference(SimPo()).loss(spec, params, batch_of(pieces)).total for pieces in ([one], [one, two], [one, three])
+        loss(spec, params, batch_of(pieces)).total for pieces in ([one], [one, two], [one, three])
     )
-    apart = [Preference(SimPo()).loss(spec, params, batch_of([piece])).total for piece in (two, three)]
+    apart = [loss(spec, params, batch_of([piece])).total for piece in (two, three)]
     np.testing.assert_allclose(with_two - apart[0], lone, rtol=1e-4)
     np.testing.assert_allclose(with_three - apart[1], lone, rtol=1e-4)
 
