@@ -9,8 +9,8 @@ The first is complete by itself. The others compare: what pretraining on the lib
 tokenizer and number of steps. What is printed: the accuracy on held-out snippets, what always guessing the
 commonest module reaches (eval_accuracy, eval_baseline_accuracy), and macro F1 (eval_f1). Only their labels are
 held out: pretraining has read the text of most snippets. Expect of the third 53% and of the fourth 40% (means of three
-seeds, at the rate that is the best of five for either), of the first 42%: after 60 steps pretraining is a head start. It
-gives no better classifier in the end, because single words tell these classes: after 200 steps it was 70.5 against
+seeds, at the rate that is the best of five for either), of the first 42%: after 60 steps pretraining is a head start.
+It gives no better classifier in the end, because single words tell these classes: after 200 steps it was 70.5 against
 72.9%; of 25 labels a class scratch learns more.
 """
 
