@@ -24,7 +24,7 @@ class Faults:
     """
 
     processes: int = 1
-    """Processes of the job; several have two virtual devices each."""
+    """Processes of the job, of one virtual device each."""
     faults: int = 20
     """How often it is disturbed."""
     seed: int = 0

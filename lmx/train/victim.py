@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import lmx
@@ -21,8 +22,6 @@ EVERY = 10
 """Steps between checkpoints."""
 DISK = "disk"
 """The directory below the root in which the runs have their checkpoints."""
-DEVICES = 2
-"""Virtual devices of each of several processes."""
 START, HEARTBEAT = 240.0, 15.0
 """Seconds that processes have to find each other, and of silence after which one counts as hung."""
 PATIENCE = 300.0
@@ -34,6 +33,8 @@ QUICK = (
     "--xla_cpu_parallel_codegen_split_count=1"
 )
 """Flags of XLA with which it compiles in the least time."""
+if version("jaxlib").startswith("0.10."):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"  # newer compilers do not know it
 RECIPE = f'''"""The run that lmx check faults disturbs."""
 
 from pathlib import Path
@@ -171,16 +172,15 @@ class Victim:
         return [Command(words, self._environment(address, i), f"process {i}") for i in range(self.processes)]
 
     def _environment(self, address: str, index: int) -> dict[str, str]:
-        """A few CPU devices, and no cache but the check's own."""
+        """One CPU device, and no cache but the check's own."""
         packages = str(Path(lmx.__file__).parents[1])
         path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
-        devices = DEVICES if self.processes > 1 else 1
         place = place_variables(address, self.processes, index) if self.processes > 1 else {"LMX_PROCESSES": "1"}
         return {
             **os.environ,
             **place,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count=1 {QUICK}",
             "LMX_CACHE": str(self.root / "cache"),
             "JAX_COMPILATION_CACHE_DIR": str(self.root / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -108,10 +108,10 @@ def test_srun_starts_a_job_of_two_processes_without_flags(slurm: dict[str, str],
     set_up(tmp_path)
     command = ["srun", "--ntasks", "2", "--overcommit", "--label", *TRAIN, "--run-dir", "run"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment(2, **slurm), capture_output=True, text=True, timeout=240
+        command, cwd=tmp_path, env=environment(1, **slurm), capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "2 processes with 4 devices" in done.stderr
+    assert "2 processes with 2 devices" in done.stderr
     assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, 9))
 
 
@@ -120,7 +120,7 @@ def test_a_batch_script_without_srun_is_told_so(slurm: dict[str, str], tmp_path:
     script = tmp_path / "job.sh"
     script.write_text(f"#!/bin/sh\n{' '.join(TRAIN)} --run-dir run\n")
     command = ["sbatch", "--wait", "--ntasks", "2", "--output", "log", str(script)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(2, **slurm), timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment(1, **slurm), timeout=120)
     log = (tmp_path / "log").read_text()
     assert done.returncode == 2, log
     assert "SLURM_NTASKS=2" in log
@@ -132,6 +132,6 @@ def test_the_batch_script_runs_a_job(slurm: dict[str, str], tmp_path: Path) -> N
     set_up(tmp_path)
     options = ["--wait", "--nodes", "1", "--ntasks-per-node", "2", "--output", "log"]
     command = ["sbatch", *options, str(ROOT / "launch" / "slurm.sbatch"), *TRAIN, "--run-dir", "run"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(2, **slurm), timeout=240)
+    done = subprocess.run(command, cwd=tmp_path, env=environment(1, **slurm), timeout=240)
     assert done.returncode == 0, (tmp_path / "log").read_text()[-3000:]
     assert (tmp_path / "run" / "summary.json").exists()
