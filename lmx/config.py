@@ -86,17 +86,35 @@ def from_data(annotation: Any, data: Any, path: str = "") -> Any:
     Raises:
       UserError: an unknown or missing key, an unknown class, or a value of another type, named by its path.
     """
-    origin = typing.get_origin(annotation)
+    return _read(annotation, data, path, _from_fields)
+
+
+def typed(config: T) -> T:
+    """A configuration that people wrote, as :func:`load` gives it back: with tuples for lists, and floats for the whole
+    numbers of float fields.
+
+    Raises:
+      UserError: a value of another type than its field's, named by its path.
+    """
+    return typing.cast(T, _read(type(config), config, "", _from_instance))
+
+
+Parts = typing.Callable[[type, Any, str], Any]
+"""Reads a dataclass: its annotation, what stands for it, and the path."""
+
+
+def _read(annotation: Any, data: Any, path: str, parts: Parts) -> Any:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        return _from_union(typing.get_args(annotation), data, path)
+        return _from_union(arguments, data, path, parts)
     if origin is typing.Annotated:
-        return from_data(typing.get_args(annotation)[0], data, path)
+        return _read(arguments[0], data, path, parts)
     if origin is typing.Literal:
-        return _check(data in typing.get_args(annotation), data, annotation, path)
+        return _check(data in arguments, data, annotation, path)
     if origin is tuple:
-        return _from_tuple(typing.get_args(annotation), data, path)
+        return _from_tuple(arguments, data, path, parts)
     if dataclasses.is_dataclass(annotation):
-        return _from_fields(typing.cast(type, annotation), data, path)
+        return parts(typing.cast(type, annotation), data, path)
     if annotation is Any:
         return tuple(data) if isinstance(data, list) else data
     if annotation is float:
@@ -113,22 +131,22 @@ def _check(ok: bool, data: Any, expected: Any, path: str) -> Any:
     return data
 
 
-def _from_union(options: tuple[Any, ...], data: Any, path: str) -> Any:
+def _from_union(options: tuple[Any, ...], data: Any, path: str, parts: Parts) -> Any:
     errors = []
     for option in options:
         try:
-            return from_data(option, data, path)
+            return _read(option, data, path, parts)
         except UserError as error:
             errors.append(str(error))
     raise UserError("; ".join(errors))
 
 
-def _from_tuple(arguments: tuple[Any, ...], data: Any, path: str) -> tuple[Any, ...]:
-    _check(isinstance(data, list), data, "a list", path)
+def _from_tuple(arguments: tuple[Any, ...], data: Any, path: str, parts: Parts) -> tuple[Any, ...]:
+    _check(isinstance(data, list | tuple), data, "a list", path)
     if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return tuple(from_data(arguments[0], v, f"{path}.{i}") for i, v in enumerate(data))
+        return tuple(_read(arguments[0], v, f"{path}.{i}", parts) for i, v in enumerate(data))
     _check(len(data) == len(arguments), data, f"a list of {len(arguments)}", path)
-    return tuple(from_data(a, v, f"{path}.{i}") for i, (a, v) in enumerate(zip(arguments, data, strict=True)))
+    return tuple(_read(a, v, f"{path}.{i}", parts) for i, (a, v) in enumerate(zip(arguments, data, strict=True)))
 
 
 def _subclasses(cls: type) -> Iterator[type]:
@@ -157,6 +175,16 @@ def _from_fields(base: type, data: Any, path: str) -> Any:
     if missing:
         raise UserError(f"{path or 'the configuration'} lacks the key {missing[0]!r} of {name}")
     return cls(**{k: from_data(hints[k], data[k], f"{path}.{k}" if path else k) for k in fields})
+
+
+def _from_instance(base: type, value: Any, path: str) -> Any:
+    _check(isinstance(value, base), value, base, path)
+    hints = typing.get_type_hints(type(value), include_extras=True)
+    names = [field.name for field in dataclasses.fields(value)]
+    where = {name: f"{path}.{name}" if path else name for name in names}
+    return dataclasses.replace(
+        value, **{name: _read(hints[name], getattr(value, name), where[name], _from_instance) for name in names}
+    )
 
 
 def check_numbers(config: Any, path: str = "") -> None:

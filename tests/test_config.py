@@ -109,6 +109,45 @@ def test_values_of_every_kind_survive_json(drawing: Drawing) -> None:
     assert repr(back) == repr(drawing)  # also the sign of a zero, and the types
 
 
+def test_what_people_write_becomes_what_a_file_gives_back() -> None:
+    loose: Any = Drawing(Circle(2), [Shape(), Circle(3)], [4, 5], width=6)  # type: ignore[arg-type]
+    assert repr(config.typed(loose)) == repr(Drawing(Circle(2.0), (Shape(), Circle(3.0)), (4, 5.0), width=6.0))
+
+
+def test_a_class_of_the_same_name_is_not_taken_for_another() -> None:
+    @dataclass(frozen=True)
+    class Base:
+        part: Any = None
+
+    first, second = (dataclass(frozen=True)(type("Same", (Base,), {})) for _ in range(2))
+
+    @dataclass(frozen=True)
+    class Pair:
+        one: Base
+        two: Base
+
+    pair = config.typed(Pair(first(), second()))
+    assert [type(pair.one), type(pair.two)] == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"width": "1"}, "width is '1', expected float"),
+        ({"filled": 1}, "filled is 1, expected bool"),
+        ({"shape": 3}, "shape is 3, expected Shape"),
+        ({"shapes": Shape()}, r"shapes is Shape\(\), expected a list"),
+        ({"shapes": [Circle("2")]}, "shapes.0.radius is '2', expected float"),  # type: ignore[arg-type]
+        ({"pair": (1, 2, 3)}, r"pair is \(1, 2, 3\), expected a list of 2"),
+        ({"style": "dashes"}, "style is 'dashes', expected"),
+        ({"name": Path("a")}, r"name is PosixPath\('a'\), expected str"),
+    ],
+)
+def test_what_people_write_wrongly_is_named(wrong: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        config.typed(Drawing(**wrong))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

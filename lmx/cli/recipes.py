@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 
-from lmx.config import nearest
+from lmx.config import nearest, typed
 from lmx.errors import UserError
 from lmx.experiment import Experiment
 from lmx.files import json_text
@@ -145,7 +145,11 @@ def print_result(result: dict[str, Any], people: str, file: str) -> None:
 
 
 def _call(text: str) -> Experiment:
-    return call_file(text, Experiment, "recipe")
+    experiment = call_file(text, Experiment, "recipe")
+    try:
+        return typed(experiment)
+    except UserError as error:
+        raise UserError(f"the recipe {text} is ill-typed: {error}") from error
 
 
 def call_file(text: str, expected: type[Returned], what: str) -> Returned:

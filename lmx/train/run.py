@@ -66,6 +66,7 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
       Interrupted: a signal came; the state was saved, and the same call goes on.
       LmxError: gradients stayed non-finite, or a checkpoint or another file of the run could not be written.
     """
+    experiment = config.typed(experiment)
     experiment.check()
     run = RunDir(run_dir)
     profile = options.profile and Profile(*options.profile, run.path / "profile")

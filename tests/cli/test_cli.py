@@ -43,6 +43,10 @@ def wider() -> Experiment:
     return replace(tiny(), model=replace(tiny().model, width=32))
 
 
+def written_loosely() -> Experiment:
+    return replace(tiny(), data=replace(tiny().data, sources=list(tiny().data.sources), held_out="0.2"))
+
+
 def raises() -> Experiment:
     return 1 / 0
 
@@ -232,6 +236,7 @@ BROKEN = {
     "raises": ("DIR/tiny.py:raises", ["raised ZeroDivisionError: division by zero"]),
     "exits": ("DIR/tiny.py:exits", ["tiny.py:exits raised SystemExit: 0"]),
     "exits at once": ("DIR/stops.py", ["stops.py raised SystemExit: enough"]),
+    "a value of another type": ("DIR/tiny.py:written_loosely", ["data.held_out is '0.2', expected float"]),
     "another type": ("DIR/tiny.py:returns_a_dict", ["returned dict, expected an lmx.Experiment"]),
     "syntax": ("DIR/syntax.py", ["syntax.py raised SyntaxError"]),
     "import": ("DIR/imports.py", ["imports.py raised ModuleNotFoundError", "no_such_module"]),
