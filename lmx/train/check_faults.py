@@ -136,9 +136,9 @@ class FaultCheck:
         """One sentence."""
         if problems := self.problems():
             return "; ".join(problems)
-        longest = max(o.seconds for o in self.outcomes)
+        longest, job = max(o.seconds for o in self.outcomes), "process" if self.processes == 1 else "processes"
         return (
-            f"after {len(self.outcomes)} faults in a job of {self.processes} processes the parameters, the optimizer's "
+            f"after {len(self.outcomes)} faults in a job of {self.processes} {job} the parameters, the optimizer's "
             f"state and what was logged of all {self.steps} steps equal those of the undisturbed run bit for bit; the "
             f"job ended at most {longest:.1f} s after a fault; the full disk was {self.disk}; {self.seconds:.0f} s"
         )
