@@ -157,8 +157,8 @@ def _tensor(holder: Holder, arrays: Mapping[str, Any], info: jax.ShapeDtypeStruc
 
 
 def _piece(array: Any, index: Any) -> np.ndarray:
-    """A part of an array. Only that part comes to the host, and it is not kept there. What lies there already is read in
-    place: an index of JAX's is a program for every shape."""
+    """A part of an array. Only that part comes to the host, and it is not kept there. What lies there already is read
+    in place: an index of JAX's is a program for every shape."""
     on_host = isinstance(array, jax.Array) and {device.platform for device in array.devices()} == {"cpu"}
     in_place = on_host and array.is_fully_replicated
     return np.asarray((np.asarray(array) if in_place else array)[index])
