@@ -14,7 +14,7 @@ SIX = (
     Fault(FIRST + 4, damage="flip"),
     Fault(FIRST + 8, "SIGSTOP"),
     Fault(FIRST + 12, "SIGTERM"),
-    Fault(FIRST + 21, "full disk"),
+    Fault(FIRST + 16, "full disk"),
     Fault(FIRST + 24, damage="truncate"),
 )
 
