@@ -33,8 +33,9 @@ def bench_train(experiment: Experiment, steps: int) -> dict[str, Any]:
     experiment.check()
     train = experiment.train
     sharding = Sharding(build_mesh(experiment.mesh), experiment.rules)
+    init = jit_init(experiment, sharding)  # says what does not fit
     peaks = [matmul_flops_per_second(train.compute)]
-    state = jit_init(experiment, sharding)(jax.random.key(0))
+    state = init(jax.random.key(0))
     batch = random_batch(experiment, sharding)
     began = time.perf_counter()
     compiled = jit_step(experiment, sharding).lower(state, batch).compile()
