@@ -66,11 +66,11 @@ class Checkpointer:
     def __init__(self, directory: str | os.PathLike[str], config: CheckpointConfig, local: LocalTier | None = None):
         self.directory = loading.absolute(directory)
         self.config, self.local = config, local
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pool = _one_thread()
         self._pending: tuple[int, Future[None]] | None = None
         self._current: int | None = None
         self._distrusted: frozenset[int] = frozenset()
-        self._saves, self._failed, self._abandoned = 0, False, False
+        self._saves, self._failed = 0, False
         self._best = 0
         logging.getLogger("absl").addFilter(RAISED)
 
@@ -154,7 +154,8 @@ class Checkpointer:
     def _outcome(self, future: Future[None]) -> BaseException | None:
         """What the save in flight came to on this process, or that it failed on another.
 
-        Inside Orbax this process would wait for one that failed until a time-out of ten minutes.
+        Inside Orbax this process would wait for one that failed until a time-out of ten minutes: the thread that does
+        is left to itself, and what comes next gets another.
         """
         while True:
             try:
@@ -162,7 +163,8 @@ class Checkpointer:
             except TimeoutError:
                 failed = posted(self._topic) if count() > 1 else {}
                 if failed:
-                    self._abandoned = True
+                    self._pool.shutdown(wait=False)
+                    self._pool = _one_thread()
                     return LmxError(failed[min(failed)])
 
     def close(self) -> None:
@@ -170,7 +172,7 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            self._pool.shutdown(wait=not self._abandoned)
+            self._pool.shutdown()
             if self._failed and jax.process_index() == 0:
                 _remove_leftovers(self.directory)
             if self.local:
@@ -257,6 +259,10 @@ class Checkpointer:
             raise LmxError(
                 f"step {step} was not saved in {self.directory}, older checkpoints are intact: {reason}"
             ) from error
+
+
+def _one_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
 
 def _fail(error: Exception) -> None:
