@@ -51,13 +51,11 @@ def own_data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session", autouse=True)
 def a_run_again_is_not_compiled_again() -> Iterator[None]:
     """Runs of one experiment share its programs. That compiling anew changes no bit is for the check of faults."""
-    from lmx.train import loop, start, state
+    from lmx.train import loop, start
 
     jit_step = loop.jit_step
-    step, shapes = functools.cache(jit_step), functools.cache(state.state_shapes)
+    step = functools.cache(jit_step)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (state, start):
-            patch.setattr(module, "state_shapes", shapes)
         patch.setattr(start, "jit_init", functools.cache(start.jit_init))
         # Frozen models are arrays, which are nobody's key.
         patch.setattr(loop, "jit_step", lambda *own: jit_step(*own) if own[2] else step(*own[:2]))

@@ -10,7 +10,7 @@ from flax import nnx
 from lmx.models.specs import BlockSpec
 from lmx.nn.cache import Streams
 from lmx.nn.context import Context, SublayerOutput
-from lmx.nn.module import Part
+from lmx.nn.module import Declarations, Part
 from lmx.nn.noise import DEPTH
 from lmx.nn.norm import build_norm
 from lmx.nn.sublayer import Sublayer
@@ -36,12 +36,12 @@ class BlockOutput:
 class Block(nnx.Module):
     """[batch, length, embed] -> [batch, length, embed]."""
 
-    def __init__(self, spec: BlockSpec, width: int, rngs: nnx.Rngs):
+    def __init__(self, spec: BlockSpec, width: int, declared: Declarations):
         self.spec = spec
         for name, sublayer in zip(spec.names(), spec.sublayers, strict=True):
-            setattr(self, name, sublayer.inner(width).build(rngs))
+            setattr(self, name, sublayer.inner(width).build(declared))
             for place in NORMS:
-                setattr(self, f"{name}_{place}", build_norm(getattr(sublayer, place), width, rngs))
+                setattr(self, f"{name}_{place}", build_norm(getattr(sublayer, place), width, declared))
 
     def __call__(self, x: jax.Array, contexts: dict[str, Context]) -> BlockOutput:
         """Applies the sublayers, each with its context."""

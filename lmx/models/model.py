@@ -14,7 +14,7 @@ from lmx.kernels.masks import in_prefix
 from lmx.models.block import RESIDUAL
 from lmx.models.pipeline import run_layers
 from lmx.models.specs import EncoderSpec, ModelSpec, Remat, StackSpec
-from lmx.models.stack import decode_stack, init_stack, is_unstacked, stack_axes, unstack, unstacked_axes
+from lmx.models.stack import decode_stack, init_stack, is_unstacked, stack_axes, stack_shapes, unstack, unstacked_axes
 from lmx.models.stack import stepped as stepped_stack
 from lmx.nn.cache import Cache, empty_view
 from lmx.nn.context import Context, Memory
@@ -109,7 +109,7 @@ def unstacked_param_axes(spec: ModelSpec) -> Params:
 
 def param_shapes(spec: ModelSpec) -> Params:
     """The parameters as ``jax.ShapeDtypeStruct``, without making them."""
-    return cast(Params, jax.eval_shape(functools.partial(init_params, spec), jax.random.key(0)))
+    return _tree(spec, lambda part, _: part.shapes(), lambda stack, _: stack_shapes(stack, spec.width))
 
 
 def unstack_layers(spec: ModelSpec, params: Params) -> Params:

@@ -15,7 +15,7 @@ from lmx.models.specs import BlockSpec, Remat, Segment, StackSpec
 from lmx.nn.cache import Cache, LayerCache, Streams
 from lmx.nn.context import Context
 from lmx.nn.kernel import opened
-from lmx.nn.module import Params
+from lmx.nn.module import Params, Part
 
 POLICIES: dict[str, Callable[..., bool]] = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
@@ -43,17 +43,33 @@ def init_stack(spec: StackSpec, width: int, key: jax.Array) -> Params:
 def stack_axes(spec: StackSpec, width: int) -> Params:
     """The logical axes of :func:`init_stack`'s parameters; only the longest segment's layers are an axis to split."""
 
-    def stacked(block: BlockSpec, segment: int) -> Params:
+    def stacked(part: Part, segment: int) -> Params:
         name = "layers" if segment == spec.longest else None
-        axes = block_part(block, width).axes()
-        return cast(Params, jax.tree.map(lambda a: (name, *a), axes, is_leaf=lambda x: isinstance(x, tuple)))
+        return cast(Params, jax.tree.map(lambda a: (name, *a), part.axes(), is_leaf=lambda x: isinstance(x, tuple)))
 
-    axes = {
-        f"segment_{i}": {f"block_{j}": stacked(b, i) for j, b in enumerate(s.pattern)}
+    return _stacked(spec, width, stacked, Part.axes)
+
+
+def stack_shapes(spec: StackSpec, width: int) -> Params:
+    """The shapes and dtypes of :func:`init_stack`'s parameters."""
+
+    def stacked(part: Part, segment: int) -> Params:
+        repeats = spec.segments[segment].repeats
+        return cast(Params, jax.tree.map(lambda s: jax.ShapeDtypeStruct((repeats, *s.shape), s.dtype), part.shapes()))
+
+    return _stacked(spec, width, stacked, Part.shapes)
+
+
+def _stacked(
+    spec: StackSpec, width: int, of_block: Callable[[Part, int], Params], of_shared: Callable[[Part], Params]
+) -> Params:
+    """The tree of :func:`init_stack`; ``of_block`` makes a block's subtree and is told its segment."""
+    tree = {
+        f"segment_{i}": {f"block_{j}": of_block(block_part(b, width), i) for j, b in enumerate(s.pattern)}
         for i, s in enumerate(spec.segments)
     }
-    shared = {s.name: s.part().axes() for s in spec.shared}
-    return {**axes, "shared": shared} if shared else axes
+    shared = {s.name: of_shared(s.part()) for s in spec.shared}
+    return {**tree, "shared": shared} if shared else tree
 
 
 def unstacked_axes(spec: StackSpec, width: int) -> Params:

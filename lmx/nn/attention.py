@@ -14,7 +14,7 @@ from lmx.kernels.relative import RelativeBuckets
 from lmx.nn.cache import cached_heads
 from lmx.nn.context import Context, SublayerOutput
 from lmx.nn.linear import Linear
-from lmx.nn.module import Part, dropout, parameter
+from lmx.nn.module import Declarations, Part, dropout, parameter
 from lmx.nn.norm import Norm, build_norm
 from lmx.nn.position import Rope
 from lmx.nn.sublayer import Attending, Scores
@@ -49,8 +49,8 @@ class MultiHead(Attending):
 class MultiHeadModule(nnx.Module):
     """Holds the maps ``query``, ``key``, ``value`` and ``out``."""
 
-    def __init__(self, spec: MultiHead, width: int, rngs: nnx.Rngs):
-        linear = functools.partial(Linear, rngs=rngs)
+    def __init__(self, spec: MultiHead, width: int, declared: Declarations):
+        linear = functools.partial(Linear, declared=declared)
         queries, keys = (spec.heads, spec.head_dim), (spec.kv_heads, spec.head_dim)
         self.query = linear((width,), queries, ("embed", "heads", "head_dim"), std=spec.std, bias=spec.bias)
         self.key = linear((width,), keys, ("embed", "kv_heads", "head_dim"), std=spec.std, bias=spec.bias)
@@ -98,15 +98,15 @@ class SelfAttention(MultiHead):
 class SelfAttentionModule(MultiHeadModule):
     """[batch, length, embed] -> [batch, length, embed]."""
 
-    def __init__(self, spec: SelfAttention, width: int, rngs: nnx.Rngs):
-        super().__init__(spec, width, rngs)
+    def __init__(self, spec: SelfAttention, width: int, declared: Declarations):
+        super().__init__(spec, width, declared)
         self.spec = spec
-        self.query_norm, self.key_norm = (self._norm(heads, rngs) for heads in (spec.heads, spec.kv_heads))
-        self.sinks = parameter(rngs, (spec.heads,), ("heads",), nnx.initializers.zeros) if spec.sinks else None
+        self.query_norm, self.key_norm = (self._norm(heads, declared) for heads in (spec.heads, spec.kv_heads))
+        self.sinks = parameter(declared, (spec.heads,), ("heads",), nnx.initializers.zeros) if spec.sinks else None
 
-    def _norm(self, heads: int, rngs: nnx.Rngs) -> Any:
+    def _norm(self, heads: int, declared: Declarations) -> Any:
         across = heads if self.spec.qk_norm_over == "heads" else 1
-        return build_norm(self.spec.qk_norm, across * self.spec.head_dim, rngs)
+        return build_norm(self.spec.qk_norm, across * self.spec.head_dim, declared)
 
     def __call__(self, x: jax.Array, context: Context) -> SublayerOutput:
         spec = self.spec

@@ -4,7 +4,6 @@ import functools
 from dataclasses import dataclass
 
 import jax
-from flax import nnx
 
 from lmx.kernels.attention import attention
 from lmx.kernels.masks import Bidirectional
@@ -21,7 +20,7 @@ from lmx.nn.attention import (
 )
 from lmx.nn.cache import LayerCache
 from lmx.nn.context import Context, SublayerOutput
-from lmx.nn.module import Part, dropout
+from lmx.nn.module import Declarations, Part, dropout
 from lmx.nn.sublayer import Scores
 from lmx.sharding.rules import constrain, exchange
 
@@ -53,8 +52,8 @@ class CrossAttention(MultiHead):
 class CrossAttentionModule(MultiHeadModule):
     """[batch, length, embed] -> [batch, length, embed]."""
 
-    def __init__(self, spec: CrossAttention, width: int, rngs: nnx.Rngs):
-        super().__init__(spec, width, rngs)
+    def __init__(self, spec: CrossAttention, width: int, declared: Declarations):
+        super().__init__(spec, width, declared)
         self.spec = spec
 
     def __call__(self, x: jax.Array, context: Context) -> SublayerOutput:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lmx.nn.context import Context
-from lmx.nn.module import Part, dropout, parameter
+from lmx.nn.module import Declarations, Part, dropout, parameter
 from lmx.nn.noise import TokenNoise
 from lmx.nn.norm import Norm, build_norm
 from lmx.sharding.rules import constrain
@@ -91,14 +91,14 @@ class Embedding:
 class EmbeddingModule(nnx.Module):
     """int32 [batch, length] -> [batch, length, embed]; ``table`` is the other stack's where this has none."""
 
-    def __init__(self, spec: Embedding, width: int, rngs: nnx.Rngs):
+    def __init__(self, spec: Embedding, width: int, declared: Declarations):
         self.spec, self.width = spec, width
         init = nnx.initializers.normal(spec.std)
         rows = 0 if spec.positions is None else spec.positions.rows
-        self.table = parameter(rngs, (spec.vocab, width), ("vocab", "embed"), init) if spec.vocab else None
-        self.position = parameter(rngs, (rows, width), ("position", "embed"), init) if rows else None
-        self.type = parameter(rngs, (spec.types, width), (None, "embed"), init) if spec.types else None
-        self.norm = build_norm(spec.norm, width, rngs)
+        self.table = parameter(declared, (spec.vocab, width), ("vocab", "embed"), init) if spec.vocab else None
+        self.position = parameter(declared, (rows, width), ("position", "embed"), init) if rows else None
+        self.type = parameter(declared, (spec.types, width), (None, "embed"), init) if spec.types else None
+        self.norm = build_norm(spec.norm, width, declared)
 
     def __call__(self, tokens: jax.Array, context: Context, table: jax.Array | None = None) -> jax.Array:
         spec = self.spec

@@ -11,7 +11,7 @@ from flax import nnx
 from lmx.kernels.grouped_matmul import grouped_matmul
 from lmx.kernels.moving import move
 from lmx.nn.activation import Gating
-from lmx.nn.module import parameter
+from lmx.nn.module import Declarations, parameter
 from lmx.sharding.rules import LogicalAxes
 
 
@@ -68,10 +68,10 @@ class SortedRows(GroupedRows):
 class ExpertLinear(nnx.Module):
     """A linear map for each expert: kernel [experts, in, out], bias [experts, out]."""
 
-    def __init__(self, shape: tuple[int, int, int], axes: LogicalAxes, std: float, bias: bool, rngs: nnx.Rngs):
-        self.kernel = parameter(rngs, shape, axes, nnx.initializers.normal(std))
+    def __init__(self, shape: tuple[int, int, int], axes: LogicalAxes, std: float, bias: bool, declared: Declarations):
+        self.kernel = parameter(declared, shape, axes, nnx.initializers.normal(std))
         bias_axes = ("expert", "norm" if axes[-1] == "embed" else axes[-1])
-        self.bias = parameter(rngs, (shape[0], shape[2]), bias_axes, nnx.initializers.zeros) if bias else None
+        self.bias = parameter(declared, (shape[0], shape[2]), bias_axes, nnx.initializers.zeros) if bias else None
 
     def __call__(self, rows: Rows, x: jax.Array) -> jax.Array:
         y = rows.matmul(x, self.kernel[...].astype(x.dtype))
@@ -91,10 +91,10 @@ class Experts(nnx.Module):
         bias: bool,
         std: float,
         out_std: float,
-        rngs: nnx.Rngs,
+        declared: Declarations,
     ):
         self.gating = gating
-        linear = functools.partial(ExpertLinear, bias=bias, rngs=rngs)
+        linear = functools.partial(ExpertLinear, bias=bias, declared=declared)
         into, out = (experts, width, hidden), (experts, hidden, width)
         self.gate = linear(into, ("expert", "embed", "mlp"), std)
         self.up = linear(into, ("expert", "embed", "mlp"), std)

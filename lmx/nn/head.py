@@ -12,7 +12,7 @@ from flax import nnx
 from lmx.nn.activation import ACTIVATIONS, Activation
 from lmx.nn.context import Context
 from lmx.nn.linear import Linear
-from lmx.nn.module import Part, dropout, parameter
+from lmx.nn.module import Declarations, Part, dropout, parameter
 from lmx.nn.norm import Norm, build_norm
 
 
@@ -31,10 +31,10 @@ class Transform:
 class TransformModule(nnx.Module):
     """[..., embed] -> [..., embed]."""
 
-    def __init__(self, spec: Transform, width: int, rngs: nnx.Rngs):
+    def __init__(self, spec: Transform, width: int, declared: Declarations):
         self.spec = spec
-        self.dense = Linear((width,), (width,), ("embed", None), std=spec.std, bias=spec.bias, rngs=rngs)
-        self.norm = build_norm(spec.norm, width, rngs)
+        self.dense = Linear((width,), (width,), ("embed", None), std=spec.std, bias=spec.bias, declared=declared)
+        self.norm = build_norm(spec.norm, width, declared)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         x = ACTIVATIONS[self.spec.activation](self.dense(dropout(x, self.spec.dropout, key)))
@@ -63,12 +63,12 @@ class Head:
 class HeadModule(nnx.Module):
     """[batch, length, embed] -> what the table multiplies; holds ``table`` [vocab, embed] and ``bias`` [vocab]."""
 
-    def __init__(self, spec: Head, width: int, rngs: nnx.Rngs):
+    def __init__(self, spec: Head, width: int, declared: Declarations):
         self.scale = spec.scale
         init = nnx.initializers.normal(spec.std)
-        self.transform = None if spec.transform is None else TransformModule(spec.transform, width, rngs)
-        self.table = None if spec.tied else parameter(rngs, (spec.vocab, width), ("vocab", "embed"), init)
-        self.bias = parameter(rngs, (spec.vocab,), ("vocab",), nnx.initializers.zeros) if spec.bias else None
+        self.transform = None if spec.transform is None else TransformModule(spec.transform, width, declared)
+        self.table = None if spec.tied else parameter(declared, (spec.vocab, width), ("vocab", "embed"), init)
+        self.bias = parameter(declared, (spec.vocab,), ("vocab",), nnx.initializers.zeros) if spec.bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x if self.transform is None else self.transform(x)
@@ -125,10 +125,10 @@ class TokenHead(TaskHead):
 class TaskModule(nnx.Module):
     """(hidden [batch, length, embed], context) -> float32 [batch, outputs] or [batch, length, outputs]."""
 
-    def __init__(self, spec: TaskHead, width: int, rngs: nnx.Rngs):
+    def __init__(self, spec: TaskHead, width: int, declared: Declarations):
         self.spec = spec
-        linear = functools.partial(Linear, std=spec.std, bias=spec.bias, rngs=rngs)
-        self.transform = None if spec.transform is None else TransformModule(spec.transform, width, rngs)
+        linear = functools.partial(Linear, std=spec.std, bias=spec.bias, declared=declared)
+        self.transform = None if spec.transform is None else TransformModule(spec.transform, width, declared)
         self.out = linear((width,), (spec.outputs,), ("embed", "classes")) if spec.outputs else None
 
     def __call__(self, hidden: jax.Array, context: Context) -> jax.Array:

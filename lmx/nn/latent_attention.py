@@ -14,7 +14,7 @@ from lmx.nn.cache import LayerCache
 from lmx.nn.context import Context, SublayerOutput
 from lmx.nn.kernel import densed
 from lmx.nn.linear import Linear
-from lmx.nn.module import Part, dropout
+from lmx.nn.module import Declarations, Part, dropout
 from lmx.nn.norm import Norm, RmsNorm
 from lmx.nn.position import Rope
 from lmx.nn.sublayer import Attending, Scores
@@ -74,22 +74,24 @@ class LatentAttention(Attending):
 class LatentAttentionModule(nnx.Module):
     """[batch, length, embed] -> [batch, length, embed]."""
 
-    def __init__(self, spec: LatentAttention, width: int, rngs: nnx.Rngs):
+    def __init__(self, spec: LatentAttention, width: int, declared: Declarations):
         self.spec = spec
-        linear = functools.partial(Linear, std=spec.std, rngs=rngs)
+        linear = functools.partial(Linear, std=spec.std, declared=declared)
         queries, up = (spec.heads, spec.head_dim), (spec.heads, spec.nope_dim + spec.value_dim)
         if spec.q_lora is None:
             self.query = linear((width,), queries, ("embed", "heads", "head_dim"))
         else:
             self.query_down = linear((width,), (spec.q_lora,), ("embed", "q_lora"), bias=spec.bias)
-            self.query_norm = spec.latent_norm.part(spec.q_lora).build(rngs)
+            self.query_norm = spec.latent_norm.part(spec.q_lora).build(declared)
             self.query_up = linear((spec.q_lora,), queries, ("q_lora", "heads", "head_dim"))
         self.latent = linear((width,), (spec.kv_lora,), ("embed", "kv_lora"), bias=spec.bias)
         self.rope_key = linear((width,), (spec.rope_dim,), ("embed", "head_dim"), bias=spec.bias)
-        self.latent_norm = spec.latent_norm.part(spec.kv_lora).build(rngs)
+        self.latent_norm = spec.latent_norm.part(spec.kv_lora).build(declared)
         self.latent_up = linear((spec.kv_lora,), up, ("kv_lora", "heads", "head_dim"))
         values = (spec.heads, spec.value_dim)
-        self.out = Linear(values, (width,), ("heads", "head_dim", "embed"), std=spec.out_std, bias=spec.bias, rngs=rngs)
+        self.out = Linear(
+            values, (width,), ("heads", "head_dim", "embed"), std=spec.out_std, bias=spec.bias, declared=declared
+        )
 
     def __call__(self, x: jax.Array, context: Context) -> SublayerOutput:
         spec = self.spec

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from lmx.nn.kernel import is_kernel
-from lmx.nn.module import parameter
+from lmx.nn.module import Declarations, parameter
 from lmx.sharding.rules import LogicalAxes, split_axes
 
 
@@ -25,12 +25,12 @@ class Linear(nnx.Module):
         *,
         std: float,
         bias: bool = False,
-        rngs: nnx.Rngs,
+        declared: Declarations,
     ):
         self.inputs, self.outputs = inputs, outputs
-        self.kernel = parameter(rngs, inputs + outputs, axes, nnx.initializers.normal(std))
+        self.kernel = parameter(declared, inputs + outputs, axes, nnx.initializers.normal(std))
         bias_axes = tuple("norm" if a == "embed" else a for a in axes[len(inputs) :])
-        self.bias = parameter(rngs, outputs, bias_axes, nnx.initializers.zeros) if bias else None
+        self.bias = parameter(declared, outputs, bias_axes, nnx.initializers.zeros) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         lead = x.shape[: x.ndim - len(self.inputs)]

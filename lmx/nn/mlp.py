@@ -9,7 +9,7 @@ from flax import nnx
 from lmx.nn.activation import ACTIVATIONS, Activation, Gating
 from lmx.nn.context import Context, SublayerOutput
 from lmx.nn.linear import Linear
-from lmx.nn.module import Part, dropout
+from lmx.nn.module import Declarations, Part, dropout
 from lmx.nn.sublayer import Sublayer
 from lmx.sharding.rules import constrain
 
@@ -37,9 +37,9 @@ class Mlp(Sublayer):
 class MlpModule(nnx.Module):
     """[batch, length, embed] -> [batch, length, embed]."""
 
-    def __init__(self, spec: Mlp, width: int, rngs: nnx.Rngs):
+    def __init__(self, spec: Mlp, width: int, declared: Declarations):
         self.spec = spec
-        linear = functools.partial(Linear, bias=spec.bias, rngs=rngs)
+        linear = functools.partial(Linear, bias=spec.bias, declared=declared)
         gated = isinstance(spec.activation, Gating)
         self.up = linear((width,), (spec.hidden,), ("embed", "mlp"), std=spec.std)
         self.gate = linear((width,), (spec.hidden,), ("embed", "mlp"), std=spec.std) if gated else None

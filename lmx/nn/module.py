@@ -6,6 +6,7 @@ logical axes) and ``bind`` (parameters -> a module to call).
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,44 +22,67 @@ Params = dict[str, Any]
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
-def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], axes: LogicalAxes, init: Initializer) -> nnx.Param:
-    """Declares a float32 parameter with one logical axis name for each dimension."""
-    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+class Declarations:
+    """Numbers the parameters of a module in the order in which they are declared."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+
+    def number(self) -> int:
+        """The next parameter's."""
+        return next(self._numbers)
+
+
+def parameter(declared: Declarations, shape: tuple[int, ...], axes: LogicalAxes, init: Initializer) -> nnx.Param:
+    """Declares a float32 parameter with one logical axis name for each dimension; ``init`` makes it later."""
+    shaped = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return nnx.Param(shaped, axes=axes, init=init, number=declared.number())
 
 
 @dataclass(frozen=True)
 class Part:
-    """A module by its constructor: ``build(rngs)`` makes it. Equal builders share one traced structure."""
+    """A module by its constructor: ``build(declared)`` makes it. Equal builders share one structure."""
 
-    build: Callable[[nnx.Rngs], nnx.Module]
+    build: Callable[[Declarations], nnx.Module]
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh float32 parameters."""
-        return cast(Params, nnx.to_pure_dict(nnx.state(self.build(nnx.Rngs(params=key)))))
+        """Fresh float32 parameters, each drawn by its number."""
+
+        def fresh(declared: nnx.Variable) -> jax.Array:
+            told = declared.get_metadata()
+            return cast(jax.Array, told["init"](jax.random.fold_in(key, told["number"]), declared.shape, jnp.float32))
+
+        return self._each(fresh)
+
+    def shapes(self) -> Params:
+        """What :meth:`init` makes, as ``jax.ShapeDtypeStruct``."""
+        return self._each(lambda declared: declared.get_value())
 
     def axes(self) -> Params:
         """The logical axes of every parameter, a tree parallel to :meth:`init`'s."""
-        state = _structure(self)[1]
-        is_leaf = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
-        return cast(Params, nnx.to_pure_dict(jax.tree.map(lambda v: v.get_metadata()["axes"], state, is_leaf=is_leaf)))
+        return self._each(lambda declared: declared.get_metadata()["axes"])
 
     def bind(self, params: Params) -> Any:
         """The module, holding these parameters."""
         return nnx.merge(_structure(self)[0], params)
 
+    def _each(self, of: Callable[[nnx.Variable], Any]) -> Params:
+        is_leaf = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+        return cast(Params, nnx.to_pure_dict(jax.tree.map(of, _structure(self)[1], is_leaf=is_leaf)))
+
 
 def _structure(part: Part) -> tuple[Any, Any]:
     build = part.build
     if not isinstance(build, functools.partial):
-        return _traced(build, (), ())
-    return _traced(
+        return _built(build, (), ())
+    return _built(
         build.func, build.args, tuple(sorted(build.keywords.items()))
     )  # partials are equal to themselves only
 
 
 @functools.lru_cache(maxsize=1024)
-def _traced(build: Callable[..., nnx.Module], args: tuple[Any, ...], keywords: tuple[Any, ...]) -> tuple[Any, Any]:
-    return nnx.split(nnx.eval_shape(lambda: build(*args, nnx.Rngs(params=0), **dict(keywords))))
+def _built(build: Callable[..., nnx.Module], args: tuple[Any, ...], keywords: tuple[Any, ...]) -> tuple[Any, Any]:
+    return nnx.split(build(*args, Declarations(), **dict(keywords)))
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

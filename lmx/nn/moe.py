@@ -13,7 +13,7 @@ from lmx.nn.context import Context, SublayerOutput
 from lmx.nn.dispatch import Dispatch, Dropless
 from lmx.nn.experts import Experts
 from lmx.nn.mlp import Mlp, MlpModule
-from lmx.nn.module import Params, Part, dropout
+from lmx.nn.module import Declarations, Params, Part, dropout
 from lmx.nn.router import Router, RouterModule, Routing, SoftmaxRouter
 from lmx.nn.sublayer import Sublayer
 from lmx.sharding.rules import total
@@ -74,13 +74,15 @@ class MoeModule(nnx.Module):
     expert was given; ``dropped``: the share of the choices that went to no expert for want of capacity.
     """
 
-    def __init__(self, spec: Moe, width: int, rngs: nnx.Rngs):
+    def __init__(self, spec: Moe, width: int, declared: Declarations):
         self.spec = spec
-        self.router = RouterModule(spec.router, width, spec.experts, spec.std, rngs)
+        self.router = RouterModule(spec.router, width, spec.experts, spec.std, declared)
         stds = {"std": spec.std, "out_std": spec.out_std}
-        self.experts = Experts(spec.experts, width, spec.hidden, gating=spec.gating, bias=spec.bias, rngs=rngs, **stds)
+        self.experts = Experts(
+            spec.experts, width, spec.hidden, gating=spec.gating, bias=spec.bias, declared=declared, **stds
+        )
         shared = Mlp(hidden=spec.shared, activation=spec.gating, std=spec.std, out_std=spec.out_std)
-        self.shared = MlpModule(shared, width, rngs) if spec.shared else None
+        self.shared = MlpModule(shared, width, declared) if spec.shared else None
 
     def __call__(self, x: jax.Array, context: Context) -> SublayerOutput:
         spec, real = self.spec, context.segments > 0

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmx.nn.module import Part, parameter
+from lmx.nn.module import Declarations, Part, parameter
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Norm(abc.ABC):
         """The module for inputs [..., width]."""
 
 
-def build_norm(norm: Norm | None, width: int, rngs: nnx.Rngs) -> Any:
+def build_norm(norm: Norm | None, width: int, declared: Declarations) -> Any:
     """The module of a norm for inputs [..., width], or None where there is none."""
-    return None if norm is None else norm.part(width).build(rngs)
+    return None if norm is None else norm.part(width).build(declared)
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class RmsNorm(Norm):
 class LayerNormModule(nnx.Module):
     """[..., width] -> [..., width]."""
 
-    def __init__(self, spec: LayerNorm, width: int, rngs: nnx.Rngs):
+    def __init__(self, spec: LayerNorm, width: int, declared: Declarations):
         self.eps = spec.eps
-        self.scale = parameter(rngs, (width,), ("norm",), nnx.initializers.ones)
-        self.bias = parameter(rngs, (width,), ("norm",), nnx.initializers.zeros) if spec.bias else None
+        self.scale = parameter(declared, (width,), ("norm",), nnx.initializers.ones)
+        self.bias = parameter(declared, (width,), ("norm",), nnx.initializers.zeros) if spec.bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
@@ -71,9 +71,9 @@ class LayerNormModule(nnx.Module):
 class RmsNormModule(nnx.Module):
     """[..., width] -> [..., width]."""
 
-    def __init__(self, spec: RmsNorm, width: int, rngs: nnx.Rngs):
+    def __init__(self, spec: RmsNorm, width: int, declared: Declarations):
         self.eps, self.offset = spec.eps, spec.offset
-        self.scale = parameter(rngs, (width,), ("norm",), nnx.initializers.constant(1 - spec.offset))
+        self.scale = parameter(declared, (width,), ("norm",), nnx.initializers.constant(1 - spec.offset))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from lmx.nn.cache import LayerCache
 from lmx.nn.context import Context, SublayerOutput
-from lmx.nn.module import Params, Part
+from lmx.nn.module import Declarations, Params, Part
 from lmx.nn.sublayer import Sublayer
 
 
@@ -58,10 +58,10 @@ class Parallel(Sublayer):
 class ParallelModule(nnx.Module):
     """[batch, length, embed] -> [batch, length, embed]."""
 
-    def __init__(self, spec: Parallel, width: int, rngs: nnx.Rngs):
+    def __init__(self, spec: Parallel, width: int, declared: Declarations):
         self.names = tuple(branch.name for branch in spec.branches)
         for branch in spec.branches:
-            setattr(self, branch.name, branch.inner(width).build(rngs))
+            setattr(self, branch.name, branch.inner(width).build(declared))
 
     def __call__(self, x: jax.Array, context: Context) -> SublayerOutput:
         outs = {n: getattr(self, n)(x, self._of(context.fold(i), n)) for i, n in enumerate(self.names)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flax import nnx
 
 from lmx.kernels.relative import RelativeBuckets
-from lmx.nn.module import Part, parameter
+from lmx.nn.module import Declarations, Part, parameter
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,6 @@ class RelativeBias(Shared):
 class RelativeBiasModule(nnx.Module):
     """Holds ``table`` [buckets, heads]."""
 
-    def __init__(self, spec: RelativeBias, rngs: nnx.Rngs):
+    def __init__(self, spec: RelativeBias, declared: Declarations):
         shape = (spec.buckets.buckets, spec.heads)
-        self.table = parameter(rngs, shape, (None, "heads"), nnx.initializers.normal(spec.std))
+        self.table = parameter(declared, shape, (None, "heads"), nnx.initializers.normal(spec.std))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lmx.errors import UserError
-from lmx.nn.module import parameter
+from lmx.nn.module import Declarations, parameter
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,12 @@ class RouterModule(nnx.Module):
     No axis is sharded over experts: every token needs the logits of all.
     """
 
-    def __init__(self, spec: Router, width: int, experts: int, std: float, rngs: nnx.Rngs):
+    def __init__(self, spec: Router, width: int, experts: int, std: float, declared: Declarations):
         self.spec = spec
         zeros = nnx.initializers.zeros
-        self.kernel = parameter(rngs, (width, experts), ("embed", None), nnx.initializers.normal(std))
-        self.bias = parameter(rngs, (experts,), (None,), zeros) if spec.bias else None
-        self.correction = parameter(rngs, (experts,), (None,), zeros) if spec.corrected else None
+        self.kernel = parameter(declared, (width, experts), ("embed", None), nnx.initializers.normal(std))
+        self.bias = parameter(declared, (experts,), (None,), zeros) if spec.bias else None
+        self.correction = parameter(declared, (experts,), (None,), zeros) if spec.corrected else None
 
     def __call__(self, x: jax.Array) -> Routing:
         return self.spec.choose(*self._scored(x))

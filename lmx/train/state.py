@@ -11,7 +11,7 @@ import optax
 
 from lmx.errors import UserError
 from lmx.experiment import Experiment
-from lmx.models.model import init_params, param_axes
+from lmx.models.model import init_params, param_axes, param_shapes
 from lmx.models.schedules import Plan, check_pipeline
 from lmx.nn.module import Params
 from lmx.objectives.objective import Frozen
@@ -79,7 +79,8 @@ def init_state(experiment: Experiment, key: jax.Array, base: Params | None = Non
 
 def state_shapes(experiment: Experiment) -> TrainState:
     """The state as ``jax.ShapeDtypeStruct``."""
-    return cast(TrainState, jax.eval_shape(functools.partial(init_state, experiment), jax.random.key(0)))
+    base = param_shapes(experiment.model.spec())
+    return cast(TrainState, jax.eval_shape(functools.partial(init_state, experiment), jax.random.key(0), base))
 
 
 def pipeline_plan(experiment: Experiment, sharding: Sharding) -> Plan | None:

@@ -209,11 +209,11 @@ class Experts(Sublayer):
 
 
 class ExpertsModule(nnx.Module):
-    def __init__(self, width, rngs):
+    def __init__(self, width, declared):
         normal = nnx.initializers.normal(1)
         for name in ("gate", "up"):
-            setattr(self, name, parameter(rngs, (3, width, 6), ("expert", "embed", "mlp"), normal))
-            setattr(self, f"{name}_bias", parameter(rngs, (3, 6), ("expert", "mlp"), normal))
+            setattr(self, name, parameter(declared, (3, width, 6), ("expert", "embed", "mlp"), normal))
+            setattr(self, f"{name}_bias", parameter(declared, (3, 6), ("expert", "mlp"), normal))
 
 
 class ToyExperts(Llama):

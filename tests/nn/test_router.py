@@ -92,7 +92,7 @@ def test_the_correction_moves_towards_the_mean_load_and_has_no_gradient():
     spec = SigmoidRouter(k=2, groups=4, top_groups=2, speed=0.01)
     moved = spec.moved(jnp.zeros((2, 4)), jnp.array([[0.5, 0.25, 0.25, 0.0], [0.25, 0.25, 0.25, 0.25]]))
     np.testing.assert_allclose(moved, [[-0.01, 0, 0, 0.01], [0, 0, 0, 0]], atol=1e-8)
-    part = Part(lambda rngs: RouterModule(spec, 16, 8, 0.5, rngs))
+    part = Part(lambda declared: RouterModule(spec, 16, 8, 0.5, declared))
     params = part.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 5, 16))
     gradient = jax.grad(lambda p: jnp.square(part.bind(p)(x).weights[..., 0]).sum())(params)
@@ -102,7 +102,7 @@ def test_the_correction_moves_towards_the_mean_load_and_has_no_gradient():
 
 
 def test_a_bfloat16_model_routes_in_float32():
-    part = Part(lambda rngs: RouterModule(SoftmaxRouter(k=2, bias=True), 16, 8, 0.5, rngs))
+    part = Part(lambda declared: RouterModule(SoftmaxRouter(k=2, bias=True), 16, 8, 0.5, declared))
     params = jax.tree.map(lambda a: (a + 0.5).astype(jnp.bfloat16), part.init(jax.random.key(0)))
     x = jax.random.normal(jax.random.key(1), (3, 16)).astype(jnp.bfloat16)
     routing = part.bind(params)(x)
