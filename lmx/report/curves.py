@@ -18,6 +18,10 @@ _VARIABLES = {"#010203": "var(--ink)", "#040506": "var(--grid)", "#070809": "var
 _INK, _GRID, _CARD = _VARIABLES
 Scale = Literal["linear", "log", "steep"]
 _SIZE = (5.4, 3.1)
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.9, 0.12, 0.5, 0.36
+"""Inches beside the axes: room for any number. To measure the labels takes matplotlib as long as to draw them."""
+LETTER = 0.085
+"""Inches that a letter of a label takes, at most on average."""
 _POINTS = 1200
 
 
@@ -78,17 +82,26 @@ def draw(panel: Panel, runs: Sequence[Run]) -> str:
     return painted(panel.title, paint)
 
 
-def painted(title: str, paint: Callable[[Any, Any], None], size: tuple[float, float] = _SIZE) -> str:
-    """What ``paint(axes, matplotlib)`` draws, as an ``<svg>`` element; ``size`` is in inches.
+def painted(
+    title: str, paint: Callable[[Any, Any], None], size: tuple[float, float] = _SIZE, left: float = _LEFT
+) -> str:
+    """What ``paint(axes, matplotlib)`` draws, as an ``<svg>`` element; ``size``, and the room to the ``left`` of the
+    axes, are in inches.
 
     Raises:
       UserError: matplotlib is not installed.
     """
     matplotlib = _matplotlib()
     with matplotlib.rc_context(_style()):
-        figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
-        paint(figure.add_subplot(), matplotlib)
+        figure = matplotlib.figure.Figure(figsize=size)
+        paint(figure.add_axes(_inside(size, left)), matplotlib)
         return _svg(figure, title)
+
+
+def _inside(size: tuple[float, float], left: float) -> tuple[float, float, float, float]:
+    """Where the axes lie in a figure of ``size`` inches: left, bottom, width and height, as shares of it."""
+    width, height = size
+    return left / width, _BOTTOM / height, 1 - (left + _RIGHT) / width, 1 - (_BOTTOM + _TOP) / height
 
 
 def smooth(values: np.ndarray) -> tuple[np.ndarray, int]:

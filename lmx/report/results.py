@@ -173,7 +173,8 @@ def _plot(row: dict[str, Any], names: Sequence[str]) -> str:
         axes.set_ylim(0.6 - len(names), 0.6 - 0.2)
         axes.set_title(f"{row['task']}: {row['measure'].replace('_', ' ')}", loc="left")
 
-    return curves.painted(f"{row['task']} {row['measure']}", paint, (5.4, 0.75 + 0.32 * len(names)))
+    left = 0.25 + curves.LETTER * max(map(len, names))
+    return curves.painted(f"{row['task']} {row['measure']}", paint, (5.4, 1.0 + 0.32 * len(names)), min(left, 4.0))
 
 
 def _differences(results: Sequence[Result]) -> str:

@@ -74,6 +74,7 @@ def _accumulated(grad: Any, params: Params, batch: Batch, key: jax.Array | None,
         new = grad(params, micro, None if key is None else jax.random.fold_in(key, index))
         return jax.tree.map(jnp.add, carry, new), None
 
+    grad = jax.jit(grad)  # traced once, for its shapes and in the loop
     shapes = jax.eval_shape(grad, params, jax.tree.map(lambda a: a[0], micros), key)
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.scan(body, start, (jnp.arange(count), micros))[0]
