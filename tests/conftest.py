@@ -2,17 +2,21 @@
 
 # ruff: noqa: E402
 
+import dataclasses
 import functools
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 LONGEST = ("faults", "check_mesh_pairs", "pipeline", "recipes", "families", "sequence", "step_families")
 """The files that take longest, by what follows ``test_``: they start first, so that both processes end together."""
 MAPPINGS = 20_000
 """Memory mappings from which on a process forgets its programs between two files of tests."""
+BESIDE_TRAINING = ("data", "eval", "sample", "checkpoint", "init_from")
+"""Fields of an experiment that its programs do not read."""
 COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "jax-compiled"
 # Before JAX is imported, and for the processes that tests start too. Those after the first make compiling much faster;
 # newer compilers do not know the last.
@@ -40,6 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
+def pytest_sessionfinish() -> None:
+    """pytest collects garbage five times at the end, to tell of what was not closed: not through all programs."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """No test reads or fills the user's cache."""
@@ -49,16 +58,25 @@ def own_data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def a_run_again_is_not_compiled_again() -> Iterator[None]:
-    """Runs of one experiment share its programs. That compiling anew changes no bit is for the check of faults."""
-    from lmx.train import loop, start
+def alike_runs_share_their_programs() -> Iterator[None]:
+    """Runs that train alike compile once. That compiling anew changes no bit is for the check of faults."""
+    from lmx.train import evaluation, loop, start
 
-    jit_step = loop.jit_step
-    step = functools.cache(jit_step)
+    programs: dict[Any, Any] = {}
+
+    def shared(compile_: Callable[..., Any], experiment: Any, sharding: Any, *more: Any) -> Any:
+        fields = {f.name: getattr(experiment, f.name) for f in dataclasses.fields(experiment)}
+        own = tuple(value for name, value in fields.items() if name not in BESIDE_TRAINING)
+        if any(more):  # frozen models are arrays, which are nobody's key
+            return compile_(experiment, sharding, *more)
+        key = compile_, own, sharding
+        if key not in programs:
+            programs[key] = compile_(experiment, sharding, *more)
+        return programs[key]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start, "jit_init", functools.cache(start.jit_init))
-        # Frozen models are arrays, which are nobody's key.
-        patch.setattr(loop, "jit_step", lambda *own: jit_step(*own) if own[2] else step(*own[:2]))
+        for module, name in ((start, "jit_init"), (loop, "jit_step"), (evaluation, "jit_sums")):
+            patch.setattr(module, name, functools.partial(shared, getattr(module, name)))
         yield
 
 

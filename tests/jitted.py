@@ -5,7 +5,7 @@ import jax
 from lmx.models import model
 from lmx.nn import kernel
 
-init_params = jax.jit(model.init_params, static_argnames="spec")
+init_params = model.init_params  # not as one: models have shapes in common, of which each is compiled once
 unstack_layers = jax.jit(model.unstack_layers, static_argnames="spec")
 encode = jax.jit(model.encode, static_argnames=("spec", "remat"))
 apply = jax.jit(model.apply, static_argnames=("spec", "remat"))

@@ -48,9 +48,12 @@ class Part:
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters, each drawn by its number."""
 
+        count = len(jax.tree.leaves(self.shapes()))
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))  # at once: compiled in less
+
         def fresh(declared: nnx.Variable) -> jax.Array:
             told = declared.get_metadata()
-            return cast(jax.Array, told["init"](jax.random.fold_in(key, told["number"]), declared.shape, jnp.float32))
+            return cast(jax.Array, told["init"](keys[told["number"]], declared.shape, jnp.float32))
 
         return self._each(fresh)
 
