@@ -30,12 +30,13 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-# Programs that are kept make a large heap, through which Python's collector would go every few seconds.
-gc.set_threshold(100_000, 50, 50)
-
 import jax
 import pytest
 from goldens import Golden, load_golden
+
+from lmx.cli.main import COLLECT
+
+gc.set_threshold(*COLLECT)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
