@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import gc
 import os
+import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -33,10 +34,31 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import jax
 import pytest
 from goldens import Golden, load_golden
+from jax._src.interpreters import mlir
 
 from lmx.cli.main import COLLECT
 
 gc.set_threshold(*COLLECT)
+CONTEXT_USES = 100
+
+
+def reused(make: Callable[[], Any]) -> Callable[[], Any]:
+    """Makes an MLIR context for every hundredth program of a thread, as JAX from 0.12 on for every tenth: to make one takes as
+    long as to compile a small program."""
+    own = threading.local()
+
+    def context() -> Any:
+        own.count = getattr(own, "count", 0)
+        if own.count % CONTEXT_USES == 0:
+            own.context = make()
+        own.count += 1
+        return own.context
+
+    return context
+
+
+if version("jax").startswith("0.10."):
+    mlir.make_ir_context = reused(mlir.make_ir_context)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
