@@ -43,8 +43,8 @@ CONTEXT_USES = 100
 
 
 def reused(make: Callable[[], Any]) -> Callable[[], Any]:
-    """Makes an MLIR context for every hundredth program of a thread, as JAX from 0.12 on for every tenth: to make one takes as
-    long as to compile a small program."""
+    """Makes an MLIR context for every hundredth program of a thread (JAX from 0.12 on: for every tenth): to make one
+    takes as long as to compile a small program."""
     own = threading.local()
 
     def context() -> Any:
