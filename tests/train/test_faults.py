@@ -1,4 +1,4 @@
-"""Six faults of the check of faults in a job of two processes, and what it says when something is wrong."""
+"""Faults of the check of faults, in one process and in a job of two, and what it says when something is wrong."""
 
 from collections import Counter
 from dataclasses import replace
@@ -19,6 +19,14 @@ SIX = (
 )
 
 
+def test_one_process_survives_three_kills() -> None:
+    checked = check_faults([f for f in SIX if f.kind == "SIGKILL"], 70, seed=5)
+    checked.verify()
+    assert [o.exit_code for o in checked.outcomes] == [75, 75, 75]
+    assert [o.damage.split(" ")[1] if o.damage else "" for o in checked.outcomes] == ["", "bit", "cut"]
+
+
+@pytest.mark.system
 def test_a_job_of_two_processes_survives_six_faults() -> None:
     said: list[str] = []
     checked = check_faults(SIX, STEPS, processes=2, seed=3, progress=said.append)
