@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-LONGEST = ("faults", "check_mesh_pairs", "pipeline", "recipes", "families", "sequence", "step_families")
+LONGEST = ("families", "check_mesh_pairs", "faults", "pipeline", "recipes", "sequence", "step_families")
 """The files that take longest, by what follows ``test_``: they start first, so that both processes end together."""
 MAPPINGS = 20_000
 """Memory mappings from which on a process forgets its programs between two files of tests."""

@@ -1,7 +1,8 @@
 """How fast PyTorch and Hugging Face's classes are at what ``lmx bench`` measures, on the same machine, right after it.
 
-Run it in an environment with the extra ``parity``: ``python tests/peers/torch_speed.py gpt2 bert t5 generate``. Models
-are random; training is eager, float32, with ``torch.optim.AdamW``; a figure is the median of the steps after the first.
+Run it in an environment with the extra ``parity``: ``python tests/peers/torch_speed.py gpt2 bert t5 generate``, on a GPU
+``python tests/peers/torch_speed.py gpt2_cuda generate_cuda``. Models are random; training is eager, float32, with
+``torch.optim.AdamW``; a figure is the median of the steps after the first.
 """
 
 import statistics
@@ -16,15 +17,22 @@ import transformers
 STEPS = 7
 
 
-def trained(model: Any, batch: Callable[[], dict[str, torch.Tensor]]) -> float:
-    """Seconds a training step."""
-    optimizer, seconds = torch.optim.AdamW(model.train().parameters(), lr=1e-4), []
+def finished() -> float:
+    """The time, when the GPU, if there is one, has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def trained(model: Any, batch: Callable[[], dict[str, torch.Tensor]], **options: Any) -> float:
+    """Seconds a training step; ``options`` are AdamW's."""
+    optimizer, seconds = torch.optim.AdamW(model.train().parameters(), lr=1e-4, **options), []
     for _ in range(STEPS + 1):
-        inputs, start = batch(), time.perf_counter()
+        inputs, start = batch(), finished()
         model(**inputs).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(finished() - start)
     return statistics.median(seconds[1:])
 
 
@@ -85,8 +93,45 @@ def generate() -> None:
             print(f"generate, {dtype}, batch {batch}: {speed:.1f} tokens/s", flush=True)
 
 
-KINDS = {function.__name__: function for function in (gpt2, bert, t5, generate)}
+def gpt2_cuda() -> None:
+    """GPT-2 124M on a GPU, rows of 1024, computed in bfloat16, eager and compiled."""
+    torch.set_float32_matmul_precision("high")
+    config = transformers.GPT2Config(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, attn_implementation="sdpa")
+    for rows in (8, 32):
+
+        def batch(rows: int = rows) -> dict[str, torch.Tensor]:
+            inputs = tokens(rows, 1024, vocab=50257).cuda()
+            return {"input_ids": inputs, "labels": inputs}
+
+        for compiled in (False, True):
+            model = transformers.GPT2LMHeadModel(config).cuda()
+            model.forward = torch.autocast("cuda", torch.bfloat16)(model.forward)
+            torch.cuda.reset_peak_memory_stats()
+            seconds = trained(torch.compile(model) if compiled else model, batch, fused=True)
+            memory = torch.cuda.max_memory_allocated() / 1e9
+            how = "compiled" if compiled else "eager"
+            print(f"gpt2, {how}, {rows} x 1024: {rows * 1024 / seconds:.0f} tokens/s, {memory:.1f} GB", flush=True)
+
+
+def generate_cuda() -> None:
+    """GPT-2 124M on a GPU in bfloat16, 64 tokens of prompt and 128 new ones, greedy."""
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval().to(torch.bfloat16).cuda()
+    for batch in (1, 8, 64):
+        prompt, seconds = tokens(batch, 64, vocab=50257).cuda(), []
+        options = {"max_new_tokens": 128, "min_new_tokens": 128, "do_sample": False, "pad_token_id": 0}
+        for _ in range(4):
+            start = finished()
+            with torch.inference_mode():
+                model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+            seconds.append(finished() - start)
+        print(
+            f"generate, bfloat16, batch {batch}: {batch * 128 / statistics.median(seconds[1:]):.0f} tokens/s",
+            flush=True,
+        )
+
+
+KINDS = {function.__name__: function for function in (gpt2, bert, t5, generate, gpt2_cuda, generate_cuda)}
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or KINDS:
+    for name in sys.argv[1:] or ("gpt2", "bert", "t5", "generate"):
         KINDS[name]()

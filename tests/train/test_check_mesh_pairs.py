@@ -25,7 +25,6 @@ def test_the_meshes_have_every_pair_of_axes() -> None:
     assert covered == {frozenset(pair) for pair in itertools.combinations(AXES, 2)}
 
 
-@pytest.mark.system
 @pytest.mark.parametrize("kind", MESHES)
 def test_the_same_numbers(kind: str) -> None:
     experiment = load_recipe(f"{RECIPES}:{kind}")
