@@ -1,8 +1,8 @@
 """How fast PyTorch and Hugging Face's classes are at what ``lmx bench`` measures, on the same machine, right after it.
 
-Run it in an environment with the extra ``parity``: ``python tests/peers/torch_speed.py gpt2 bert t5 generate``, on a GPU
-``python tests/peers/torch_speed.py gpt2_cuda generate_cuda``. Models are random; training is eager, float32, with
-``torch.optim.AdamW``; a figure is the median of the steps after the first.
+Run it in an environment with the extra ``parity``: ``python tests/peers/torch_speed.py gpt2 bert t5 generate``, or on a
+GPU ``... gpt2_cuda generate_cuda``. Models are random; training is eager, float32, with ``torch.optim.AdamW`` (unless a
+line says otherwise); a figure is the median of the steps after the first.
 """
 
 import statistics
