@@ -162,8 +162,8 @@ def test_a_killed_job_starts_again_from_local_checkpoints_unless_a_node_was_repl
     name = f"killed_{replaced}"
     split = ("--mesh.data", "1", "--mesh.fsdp", "8")  # so that neither process has the shards of the other
     more = (*split, "--checkpoint.local-directory", str(root / f"ssd_{replaced}"), "--checkpoint.local-every", "1")
-    job = Job(root, name, "--restarts", "1", "--heartbeat-seconds", "20", more=(*more, "--checkpoint.every", "4"))
-    job.signal_after(9, signal.SIGKILL, 1)
+    job = Job(root, name, "--restarts", "1", "--heartbeat-seconds", "20", more=(*more, "--checkpoint.every", "20"))
+    job.signal_after(25, signal.SIGKILL, 1)  # the durable checkpoints before and after it are far away
     if replaced:
         for folder in (root / f"ssd_{replaced}").glob("*/process-1"):
             shutil.rmtree(folder)
