@@ -77,20 +77,24 @@ def t5() -> None:
         print(f"t5, dropout {rate}: {seconds:.2f} s a step", flush=True)
 
 
+def generated(model: Any, batch: int) -> float:
+    """Tokens a second, greedy, after 64 tokens of prompt and with 128 new ones."""
+    prompt, seconds = tokens(batch, 64, vocab=model.config.vocab_size).to(model.device), []
+    options = {"max_new_tokens": 128, "min_new_tokens": 128, "do_sample": False, "pad_token_id": 0}
+    for _ in range(4):
+        start = finished()
+        with torch.inference_mode():
+            model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+        seconds.append(finished() - start)
+    return batch * 128 / statistics.median(seconds[1:])
+
+
 def generate() -> None:
-    """GPT-2 124M, 64 tokens of prompt and 128 new ones, greedy."""
+    """GPT-2 124M."""
     for dtype in (torch.float32, torch.bfloat16):
         model = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval().to(dtype)
         for batch in (1, 8):
-            prompt, seconds = tokens(batch, 64, vocab=50257), []
-            options = {"max_new_tokens": 128, "min_new_tokens": 128, "do_sample": False, "pad_token_id": 0}
-            for _ in range(4):
-                start = time.perf_counter()
-                with torch.inference_mode():
-                    model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
-                seconds.append(time.perf_counter() - start)
-            speed = batch * 128 / statistics.median(seconds[1:])
-            print(f"generate, {dtype}, batch {batch}: {speed:.1f} tokens/s", flush=True)
+            print(f"generate, {dtype}, batch {batch}: {generated(model, batch):.1f} tokens/s", flush=True)
 
 
 def gpt2_cuda() -> None:
@@ -114,20 +118,10 @@ def gpt2_cuda() -> None:
 
 
 def generate_cuda() -> None:
-    """GPT-2 124M on a GPU in bfloat16, 64 tokens of prompt and 128 new ones, greedy."""
+    """GPT-2 124M on a GPU in bfloat16."""
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval().to(torch.bfloat16).cuda()
     for batch in (1, 8, 64):
-        prompt, seconds = tokens(batch, 64, vocab=50257).cuda(), []
-        options = {"max_new_tokens": 128, "min_new_tokens": 128, "do_sample": False, "pad_token_id": 0}
-        for _ in range(4):
-            start = finished()
-            with torch.inference_mode():
-                model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
-            seconds.append(finished() - start)
-        print(
-            f"generate, bfloat16, batch {batch}: {batch * 128 / statistics.median(seconds[1:]):.0f} tokens/s",
-            flush=True,
-        )
+        print(f"generate, bfloat16, batch {batch}: {generated(model, batch):.0f} tokens/s", flush=True)
 
 
 KINDS = {function.__name__: function for function in (gpt2, bert, t5, generate, gpt2_cuda, generate_cuda)}

@@ -172,8 +172,9 @@ def test_a_killed_job_starts_again_from_local_checkpoints_unless_a_node_was_repl
     assert "process 1 was ended by SIGKILL; starting again, 0 restarts left" in log
     assert "process 0 of 2 on" in log
     assert (", from the local checkpoints" in log) is not replaced
-    if replaced:  # otherwise the newest may be passed over too: one process can die before its part is written
-        assert "has no shards on this host" in log or "lacks shards of" in log
+    passed_over = log.count("has no shards on this host") + log.count("lacks shards of")
+    # Nobody's shards are gone otherwise, but one process can die before its part of the newest is written.
+    assert passed_over > 0 if replaced else passed_over <= 1
     assert_same(metrics(job.run), calm, rel=1e-5)
     assert not list((root / f"ssd_{replaced}").glob("*/*/*"))
 
