@@ -29,7 +29,7 @@ RESUMABLE = ("train", "data")
 USAGE = "usage: lmx COMMAND ...\n\ncommands (each has --help with an example):\n" + "".join(
     f"  {name:10}{summary}\n" for name, summary in COMMANDS.items()
 )
-COLLECT = (100_000, 50, 50)
+COLLECT = (500_000, 50, 50)
 """When Python looks for cycles, in place of 700 objects, 10 and 10: imports and traces make millions of objects that
 stay, and going through them took a tenth of a start."""
 EXAMPLE = "\nexample: lmx train configs/quickstart.py --train.steps 200\n"

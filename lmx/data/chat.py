@@ -1,7 +1,5 @@
 """Chat templates: the Jinja template that a model ships, which turns messages into the text it was trained on."""
 
-import datetime
-import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -9,19 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from lmx.data.tokenizer import SETTINGS, TextTokenizer
 from lmx.data.tokenizer_files import read_settings
 from lmx.errors import UserError
 
 TEMPLATE = "chat_template.jinja"
-MARKS = {"generation_begins": "\ufdd0", "generation_ends": "\ufdd1"}
-"""What a template writes around the model's own words when it is asked to: characters that no text may hold."""
 CHATML = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}
 {%- if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}
 {%- else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}
@@ -56,9 +46,11 @@ class ChatTemplate:
         Raises:
           UserError: messages that are none, or that the template refuses; or a template that is not valid.
         """
+        from lmx.data.chat_jinja import compiled  # few commands meet a template
+
         names = {"tools": None, "documents": None, **self.special_tokens, **options}
         try:
-            return _compiled(self.source).render(
+            return compiled(self.source).render(
                 messages=plain(messages), add_generation_prompt=add_generation_prompt, **plain(names)
             )
         except Exception as error:  # a template computes, and may fail as any program may
@@ -90,6 +82,8 @@ class ChatTemplate:
         return text, spans
 
     def _marked(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+        from lmx.data.chat_jinja import MARKS
+
         begin, end = MARKS.values()
         marked = self.render(messages, add_generation_prompt=False, **MARKS)
         text, spans = "", list[tuple[int, int]]()
@@ -163,44 +157,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     raise TypeError(f"{value!r} is a {type(value).__name__}, expected text, numbers, lists and mappings")
-
-
-class Generation(Extension):
-    """``{% generation %} ... {% endgeneration %}``, which marks the model's own words in templates for training."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """What stands between the tags, with marks around it where the template is given them."""
-        line = next(parser.stream).lineno
-        marks = [nodes.Output([nodes.Name(name, "load", lineno=line)], lineno=line) for name in MARKS]
-        return [marks[0], *parser.parse_statements(("name:endgeneration",), drop_needle=True), marks[1]]
-
-
-@functools.cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    """What templates of Hugging Face models expect to find."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(raise_exception=_raise, strftime_now=_now)
-    return environment
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled(source: str) -> jinja2.Template:
-    return _environment().from_string(source)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    # Jinja's own filter escapes what is special in HTML.
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lmx.data.builders import files
-from lmx.data.builders.base import DocumentsBuilder, Span
+from lmx.data.builders.base import DocumentsBuilder
+from lmx.data.builders.span import Span
 from lmx.errors import UserError
 
 PARAGRAPH = re.compile(r"(par|hd)_id")

@@ -13,23 +13,11 @@ from etils import epath
 from tensorflow_datasets.core import dataset_builder, example_serializer, splits, writer
 
 from lmx.data import cache, parts
+from lmx.data.builders.span import Span
 from lmx.data.config import Source
 from lmx.errors import UserError
 
 RECORDS = "records.array_record"
-
-
-@dataclass(frozen=True)
-class Span:
-    """Bytes ``start`` to ``end`` of a file, such row groups of a Parquet file, or a ``split`` of a TFDS directory;
-    ``size`` is in bytes. ``held_out`` says that its examples are."""
-
-    path: str
-    size: int
-    start: int = 0
-    end: int = 0
-    split: str = ""
-    held_out: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from lmx.data import config
 from lmx.data.builders import files, tables
-from lmx.data.builders.base import DocumentsBuilder, Span
+from lmx.data.builders.base import DocumentsBuilder
+from lmx.data.builders.span import Span
 from lmx.data.chat import FLAGS, check_messages, is_learned
 from lmx.errors import UserError
 

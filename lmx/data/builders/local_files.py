@@ -6,7 +6,8 @@ from typing import IO, Any
 
 from lmx.data import config
 from lmx.data.builders import files, tables
-from lmx.data.builders.base import DocumentsBuilder, Span
+from lmx.data.builders.base import DocumentsBuilder
+from lmx.data.builders.span import Span
 from lmx.errors import UserError
 
 PARAGRAPHS_ABOVE = 1 << 20  # bytes; smaller text files are one document each

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from lmx.data.builders import files
-from lmx.data.builders.base import DocumentsBuilder, Span
+from lmx.data.builders.base import DocumentsBuilder
+from lmx.data.builders.span import Span
 
 
 class Definition(NamedTuple):

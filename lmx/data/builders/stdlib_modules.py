@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lmx.data.builders import files
-from lmx.data.builders.base import Span
 from lmx.data.builders.python_stdlib import PythonStdlib, module_path, module_text
+from lmx.data.builders.span import Span
 
 
 class StdlibModules(PythonStdlib):

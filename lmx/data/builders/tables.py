@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmx.data import parts
-from lmx.data.builders.base import Span
+from lmx.data.builders.span import Span
 from lmx.errors import UserError
 
 Row = dict[str, Any]
