@@ -37,7 +37,7 @@ class Golden:
 
     @functools.cached_property
     def params(self) -> Params:
-        return cast(Params, jax.tree.map(jnp.asarray, import_tensors(self.config, self.tensors)))
+        return cast(Params, jax.tree.map(np.asarray, import_tensors(self.config, self.tensors)))
 
     @property
     def tokens(self) -> np.ndarray:

@@ -139,7 +139,8 @@ def test_a_changed_byte_of_a_converted_model_is_noticed(llama: Golden, tmp_path:
 
 
 def test_nan_is_named_and_kept(llama: Golden, tmp_path: Path) -> None:
-    broken = {**llama.params, "final_norm": {"scale": llama.params["final_norm"]["scale"].at[0].set(np.nan)}}
+    broken = jax.tree.map(np.copy, llama.params)
+    broken["final_norm"]["scale"][0] = np.nan
     export_params(llama.config, broken, tmp_path / "source", llama.config_json)
     with pytest.warns(UserWarning, match=r"model\.norm\.weight holds NaN"):
         convert(tmp_path / "source", tmp_path / "new", "hf")

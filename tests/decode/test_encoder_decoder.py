@@ -27,9 +27,9 @@ def test_greedy_tokens_are_those_of_the_full_forward(name):
     ready = unstack_layers(spec, params)
     state = prefill(program, ready, inputs, keys, never, sampling.values(), slots=1 + NEW, source=source)
     _, tokens, _ = decode_chunk(program, ready, state, NEW, steps=NEW)
-    forward = jax.jit(lambda memory, read: logits(spec, params, apply(spec, params, read, memory=memory).hidden))
+    forward = jax.jit(lambda p, memory, read: logits(spec, p, apply(spec, p, read, memory=memory).hidden))
     for prompt, got in zip(prompts, np.asarray(tokens), strict=True):
         memory = encode(spec, params, Inputs.whole(jnp.asarray([prompt])))[0]  # no padding at all
         read = np.concatenate([[spec.encoder.decoder_start], got])
-        scores = np.asarray(forward(memory, Inputs.whole(jnp.asarray(read[None, :-1]))))
+        scores = np.asarray(forward(params, memory, Inputs.whole(jnp.asarray(read[None, :-1]))))
         np.testing.assert_array_equal(got, scores[0].argmax(-1))
