@@ -44,14 +44,9 @@ def context(segments=SEGMENTS):
 def made(spec, seed=0, segments=SEGMENTS):
     """Parameters with nonzero biases and correction, and hidden states."""
     rng = np.random.default_rng(seed)
-    params = _init(spec, jax.random.key(seed))
+    params = spec.inner(WIDTH).init(jax.random.key(seed))  # not as one program: all have kernels of the same shapes
     params = jax.tree.map(lambda a: np.asarray(np.asarray(a) + 0.1 * rng.normal(size=a.shape), np.float32), params)
     return params, rng.normal(size=(*segments.shape, WIDTH)).astype(np.float32)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _init(spec, key):
-    return spec.inner(WIDTH).init(key)
 
 
 def run(spec, params, x, segments=SEGMENTS):
