@@ -87,19 +87,27 @@ def alike_runs_share_their_programs() -> Iterator[None]:
 
     programs: dict[Any, Any] = {}
 
-    def shared(compile_: Callable[..., Any], experiment: Any, sharding: Any, *more: Any) -> Any:
-        fields = {f.name: getattr(experiment, f.name) for f in dataclasses.fields(experiment)}
-        own = tuple(value for name, value in fields.items() if name not in BESIDE_TRAINING)
+    def shared(
+        compile_: Callable[..., Any], read_by: Callable[[Any], Any], experiment: Any, sharding: Any, *more: Any
+    ) -> Any:
         if any(more):  # frozen models are arrays, which are nobody's key
             return compile_(experiment, sharding, *more)
-        key = compile_, own, sharding
+        key = compile_, read_by(experiment), sharding
         if key not in programs:
             programs[key] = compile_(experiment, sharding, *more)
         return programs[key]
 
+    def by_init(experiment: Any) -> Any:
+        return experiment.model, experiment.adapter, experiment.optimizer, experiment.train.ema
+
+    def by_training(experiment: Any) -> Any:
+        fields = (f.name for f in dataclasses.fields(experiment))
+        return tuple(getattr(experiment, name) for name in fields if name not in BESIDE_TRAINING)
+
+    patched = ((start, "jit_init", by_init), (loop, "jit_step", by_training), (evaluation, "jit_sums", by_training))
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((start, "jit_init"), (loop, "jit_step"), (evaluation, "jit_sums")):
-            patch.setattr(module, name, functools.partial(shared, getattr(module, name)))
+        for module, name, read_by in patched:
+            patch.setattr(module, name, functools.partial(shared, getattr(module, name), read_by))
         yield
 
 

@@ -1,5 +1,6 @@
 """The command ``lmx``: finds the command's module, and turns errors into one sentence and an exit code."""
 
+import atexit
 import errno
 import gc
 import importlib
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lmx: there is no command {name!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return EXIT_USER_ERROR
     gc.set_threshold(*COLLECT)
+    atexit.register(gc.freeze)  # at its end Python would look for cycles among all that was imported: half a second
     return _run(name, rest)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 
+from lmx.cli.options import CONFIG, Options
 from lmx.config import nearest, typed
 from lmx.errors import UserError
 from lmx.experiment import Experiment
@@ -20,7 +21,6 @@ from lmx.sharding.mesh import MeshConfig
 from lmx.sharding.processes import is_first
 from lmx.sharding.rules import Rules
 
-Options = TypeVar("Options")
 NAMES = ", ".join(LAYOUTS)
 Returned = TypeVar("Returned")
 
@@ -46,7 +46,6 @@ def load_recipe(text: str, overrides: Sequence[str] = ()) -> Experiment:
     return tyro.cli(type(experiment), default=experiment, args=list(overrides), prog=f"lmx ... {text}", config=CONFIG)
 
 
-CONFIG = (tyro.conf.FlagConversionOff,)
 ONE = MeshConfig(data=1)
 """A mesh of one device."""
 LAYOUT: Any = (

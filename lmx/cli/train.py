@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmx.cli.options import read_options
 from lmx.sharding.launchers import Cluster, find_place
 
 
@@ -33,13 +34,16 @@ class Train(Cluster):
 
 def main(argv: Sequence[str]) -> None:
     """Runs ``lmx train`` with these arguments."""
-    from lmx.cli.recipes import parse, print_result
-    from lmx.cli.runtime import start_jax
     from lmx.train.supervise import beat, is_supervised
 
+    if not is_supervised():
+        asked = read_options("train", Train, argv)
+        if asked.restarts or find_place(asked):
+            sys.exit(_supervised(argv, asked))
+    from lmx.cli.recipes import parse, print_result
+    from lmx.cli.runtime import start_jax
+
     options, recipe = parse("train", Train, argv)
-    if not is_supervised() and (options.restarts or find_place(options)):
-        sys.exit(_supervised(argv, options))
     beat(options.heartbeat_limit())
     start_jax(options)
     from lmx.sharding.processes import is_first, together

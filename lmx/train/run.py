@@ -81,10 +81,11 @@ def train(experiment: Experiment, run_dir: Path, options: RunOptions = RunOption
         tell(joined=True, checkpoints=str(loading.absolute(run.checkpoints_of(experiment))))
         local = _local_tier(experiment, run)
         with Checkpointer(run.checkpoints_of(experiment), experiment.checkpoint, local) as checkpointer, together():
+            frozen = load_frozen(experiment, sharding, prepared)
             state, start, meta, more = start_state(experiment, run, sharding, checkpointer, prepared.tokenizer)
             if profile:
                 profile.check_start(start)
-            state = replace(state, frozen=load_frozen(experiment, sharding, prepared))
+            state = replace(state, frozen=frozen)
             notes += found + _recorded(experiment, run, prepared, now) + more
             with _display(experiment, sharding, prepared, start, notes) as display:
                 loop = Loop(experiment, run, sharding, prepared, checkpointer, display, stop, ledger, profile)

@@ -31,13 +31,18 @@ BOTH = Experiment(
 BLOCK = "stack/segment_0/block_0"
 
 
+@functools.cache
+def fresh(experiment: Experiment) -> TrainState:
+    return jax.jit(functools.partial(init_state, experiment))(jax.random.key(0))
+
+
 def spoiled(experiment: Experiment, changes: dict[str, tuple[int, float]]) -> TrainState:
     """A fresh state with one row of some parameters set to a number."""
 
     def one(path: Any, leaf: jax.Array) -> jax.Array:
         return leaf.at[changes[name][0]].set(changes[name][1]) if (name := name_of(path)) in changes else leaf
 
-    state = jax.jit(functools.partial(init_state, experiment))(jax.random.key(0))
+    state = fresh(experiment)
     return replace(state, params=jax.tree.map_with_path(one, state.params))
 
 

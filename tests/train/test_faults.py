@@ -8,19 +8,19 @@ import pytest
 from lmx.errors import LmxError, UserError
 from lmx.train.check_faults import CYCLE, END_SECONDS, FIRST, Fault, FaultCheck, Outcome, check_faults, random_faults
 
-STEPS = 80
+STEPS = 70
 SIX = (
     Fault(FIRST, moment="saving"),
     Fault(FIRST + 4, damage="flip"),
     Fault(FIRST + 8, "SIGSTOP"),
     Fault(FIRST + 12, "SIGTERM"),
     Fault(FIRST + 16, "full disk"),
-    Fault(FIRST + 24, damage="truncate"),
+    Fault(FIRST + 20, damage="truncate"),
 )
 
 
 def test_one_process_survives_three_kills() -> None:
-    checked = check_faults([f for f in SIX if f.kind == "SIGKILL"], 70, seed=5)
+    checked = check_faults([f for f in SIX if f.kind == "SIGKILL"], STEPS, seed=5)
     checked.verify()
     assert [o.exit_code for o in checked.outcomes] == [75, 75, 75]
     assert [o.damage.split(" ")[1] if o.damage else "" for o in checked.outcomes] == ["", "bit", "cut"]

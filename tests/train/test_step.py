@@ -75,7 +75,8 @@ def sharding_of(experiment: Experiment, sizes: tuple[int, int, int] = (1, 1, 1))
 @functools.cache
 def fresh(experiment: Experiment) -> TrainState:
     """The first state, on the host."""
-    return jax.device_get(jax.jit(functools.partial(init_state, experiment))(jax.random.key(0)))
+    state: TrainState = init_state(experiment, jax.random.key(0))  # not as one program: models have shapes in common
+    return jax.device_get(state)
 
 
 def start(experiment: Experiment, sharding: Sharding) -> TrainState:
@@ -83,10 +84,13 @@ def start(experiment: Experiment, sharding: Sharding) -> TrainState:
     return jax.device_put(state, state_shardings(experiment, sharding))
 
 
+program = functools.cache(jit_step)
+
+
 def run(experiment: Experiment, steps: int = 2, sizes: tuple[int, int, int] = (1, 1, 1)):
     """The state after some steps, and each step's metrics."""
     sharding = sharding_of(experiment, sizes)
-    step, state, metrics = jit_step(experiment, sharding), start(experiment, sharding), []
+    step, state, metrics = program(experiment, sharding), start(experiment, sharding), []
     for i in range(steps):
         state, new = step(state, jax.device_put(batch_of(i), sharding.named(("act_batch", "act_length"))))
         metrics.append(jax.device_get(new))
@@ -165,7 +169,7 @@ def test_a_mesh_that_does_not_divide_the_batch_says_so():
 def test_the_state_is_donated():
     sharding = sharding_of(BASE)
     before = start(BASE, sharding)
-    jit_step(BASE, sharding)(before, batch_of(0))
+    program(BASE, sharding)(before, batch_of(0))
     assert all(a.is_deleted() for a in jax.tree.leaves(before))
 
 
@@ -231,7 +235,7 @@ def test_bfloat16_compute_is_near_and_keeps_float32_parameters(whole):
 
 def test_training_lowers_the_loss():
     sharding = sharding_of(BASE)
-    step, state, losses = jit_step(BASE, sharding), start(BASE, sharding), []
+    step, state, losses = program(BASE, sharding), start(BASE, sharding), []
     for _ in range(60):
         state, metrics = step(state, batch_of(0))
         losses.append(float(metrics["nll"]))
