@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 from jobs import TRAIN, environment, metrics, set_up
 
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed here: openmpi-bin"),
-]
+pytestmark = pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed here: openmpi-bin")
 
 
 def test_mpirun_starts_a_job_of_two_processes_without_flags(tmp_path: Path) -> None:

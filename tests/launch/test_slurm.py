@@ -16,7 +16,6 @@ from jobs import ROOT, TRAIN, environment, metrics, set_up
 NEEDED = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "sinfo")
 MISSING = [name for name in NEEDED if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
 pytestmark = [
-    pytest.mark.system,
     pytest.mark.skipif(bool(MISSING), reason=f"Slurm is not installed here ({', '.join(MISSING)}): slurm-wlm, munge"),
     pytest.mark.skipif(os.geteuid() != 0, reason="slurmd starts other users' processes, so it must run as root"),
 ]

@@ -9,40 +9,40 @@ from lmx.errors import LmxError, UserError
 from lmx.train.check_faults import CYCLE, END_SECONDS, FIRST, Fault, FaultCheck, Outcome, check_faults, random_faults
 
 STEPS = 70
-SIX = (
+KILLS = (
     Fault(FIRST, moment="saving"),
     Fault(FIRST + 4, damage="flip"),
+    Fault(FIRST + 20, damage="truncate"),
+)
+EVERY_KIND = (
+    Fault(FIRST, moment="saving", damage="flip"),
     Fault(FIRST + 8, "SIGSTOP"),
     Fault(FIRST + 12, "SIGTERM"),
-    Fault(FIRST + 16, "full disk"),
-    Fault(FIRST + 20, damage="truncate"),
+    Fault(FIRST + 16, "full disk", damage="truncate"),
 )
 
 
 def test_one_process_survives_three_kills() -> None:
-    checked = check_faults([f for f in SIX if f.kind == "SIGKILL"], STEPS, seed=5)
+    checked = check_faults(KILLS, STEPS, seed=5)
     checked.verify()
     assert [o.exit_code for o in checked.outcomes] == [75, 75, 75]
     assert [o.damage.split(" ")[1] if o.damage else "" for o in checked.outcomes] == ["", "bit", "cut"]
 
 
-@pytest.mark.system
-def test_a_job_of_two_processes_survives_six_faults() -> None:
+def test_a_job_of_two_processes_survives_every_kind_of_fault() -> None:
     said: list[str] = []
-    checked = check_faults(SIX, STEPS, processes=2, seed=3, progress=said.append)
+    checked = check_faults(EVERY_KIND, STEPS, processes=2, seed=3, progress=said.append)
     assert checked.problems() == []
     checked.verify()
-    killed, flipped, stopped, told, full, truncated = checked.outcomes
-    assert [o.exit_code for o in checked.outcomes] == [75, 75, 75, 75, 1, 75]
-    assert 0 < killed.resumed <= killed.step
-    for robbed in (flipped, truncated):
-        assert int(robbed.damage.split("/")[0]) > robbed.resumed > 0
+    killed, stopped, told, full = checked.outcomes
+    assert [o.exit_code for o in checked.outcomes] == [75, 75, 75, 1]
+    for robbed in (killed, full):
+        assert robbed.step >= int(robbed.damage.split("/")[0]) > robbed.resumed > 0
     assert told.resumed >= told.step > stopped.step
-    assert full.resumed < full.step
-    assert "6 faults in a job of 2 processes" in checked.verdict()
-    assert len(said) == 8
+    assert "4 faults in a job of 2 processes" in checked.verdict()
+    assert len(said) == 6
     spent = checked.goodput["seconds"]
-    assert checked.goodput["attempts"] == 7
+    assert checked.goodput["attempts"] == 5
     assert all(spent[kind] > 0 for kind in ("steps", "repeated", "start_up", "compile", "checkpoint", "restart"))
     assert sum(spent.values()) == pytest.approx(checked.goodput["wall_seconds"])
     assert checked.goodput["wall_seconds"] < checked.seconds
@@ -50,7 +50,7 @@ def test_a_job_of_two_processes_survives_six_faults() -> None:
 
 @pytest.mark.slow
 def test_one_process_survives_them_too() -> None:
-    assert check_faults(SIX, STEPS, seed=4).problems() == []
+    assert check_faults(EVERY_KIND, STEPS, seed=4).problems() == []
 
 
 GOOD = Outcome("SIGKILL", "training", 1, step=44, exit_code=75, seconds=3, damage="", expected=40, resumed=40)

@@ -18,8 +18,6 @@ from jobs import ROOT, TRAIN, both, environment, metrics, set_up
 from lmx.cli.recipes import load_recipe
 from lmx.train.run import train
 
-pytestmark = pytest.mark.system
-
 LOCAL = (sys.executable, str(ROOT / "launch" / "local.py"))
 STEPS = 40
 CHECK = (sys.executable, "-m", "lmx.cli.main", "check", "cluster")
