@@ -27,8 +27,8 @@ def made(config: ModelConfig, *, before: bool = True) -> Model:
     """A model with random, lively parameters: its predictions are far from even."""
     tokenizer = train_bpe(iter([TEXT * 20]), 320, ("[MASK]",)).with_end_token(before=before)
     params = init_params(config.spec(), jax.random.key(3))
-    lively = jax.tree.map(lambda a: a * 6 if a.ndim > 1 else a, params)
-    return Model(config, lively, tokenizer)
+    lively = jax.tree.map(lambda a: np.asarray(a) * np.float32(6) if a.ndim > 1 else a, params)
+    return Model(config, jax.device_put(lively), tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lmx.checkpoint.checkpointer import Checkpointer
@@ -113,7 +114,7 @@ def outputs(source: Source, params: Params) -> Outputs:
     decoder = decoder_tokens if spec.encoder else None
     found = {}
     # Compiled as a whole for CPU, a model in bfloat16 has all of its weights in float32 too while it runs.
-    with jax.disable_jit():
+    with jax.disable_jit(any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves(params))):
         if spec.head is not None:
             found["logits"] = model.logits(tokens, decoder)
         if any(head.name != POOLED for head in spec.tasks):

@@ -26,7 +26,7 @@ def node(matrix: Matrix, kind: type = Added, dora: bool = False, dropout: float 
         shape[matrix.lead : matrix.lead + matrix.inputs],
         shape[matrix.lead + matrix.inputs :],
     )
-    draw = lambda *size: jnp.asarray(RNG.normal(size=size), jnp.float32)  # noqa: E731
+    draw = lambda *size: RNG.normal(size=size).astype(np.float32)  # noqa: E731
     magnitude = draw(*lead, *outputs) if dora else None
     return kind(
         draw(*shape), draw(*lead, *inputs, 3), draw(*lead, 3, *outputs), magnitude, None, matrix.inputs, 0.7, dropout
@@ -53,11 +53,16 @@ def merged64(kernel, matrix: Matrix) -> np.ndarray:
 def test_products_and_merged_kernels_are_the_formula(matrix, dora):
     kernel = node(matrix, dora=dora)
     expected = merged64(kernel, matrix)
-    np.testing.assert_allclose(kernel.dense(), expected, atol=2e-5)
+    np.testing.assert_allclose(jax.jit(lambda k: k.dense())(kernel), expected, atol=2e-5)
     rows = int(np.prod(expected.shape[1 : 1 + matrix.inputs]))
     x = RNG.normal(size=(5, rows))
-    layer = opened(jax.tree.map(lambda a: a[1], kernel), jnp.float32)
-    y = jnp.asarray(x, jnp.float32) @ layer.astype(jnp.float32).reshape(rows, -1)
+
+    @jax.jit
+    def product(kernel, x):
+        layer = opened(jax.tree.map(lambda a: a[1], kernel), jnp.float32)
+        return x @ layer.astype(jnp.float32).reshape(rows, -1)
+
+    y = product(kernel, np.float32(x))
     np.testing.assert_allclose(y, x @ expected[1].reshape(rows, -1), atol=2e-4)
 
 
@@ -66,8 +71,8 @@ def test_experts_are_merged_one_by_one(dora):
     matrix = Matrix(2, 1, 1)
     kernel = node(matrix, Merged, dora)
     expected = merged64(kernel, matrix)
-    np.testing.assert_allclose(kernel.dense(), expected, atol=2e-5)
-    layer = opened(jax.tree.map(lambda a: a[0], kernel), jnp.bfloat16)
+    np.testing.assert_allclose(jax.jit(lambda k: k.dense())(kernel), expected, atol=2e-5)
+    layer = jax.jit(lambda k: opened(jax.tree.map(lambda a: a[0], k), jnp.bfloat16))(kernel)
     assert layer.shape == (3, 16, 8)
     assert layer.dtype == jnp.bfloat16
 
@@ -76,8 +81,8 @@ def test_doras_norms_carry_no_gradient():
     """Liu et al. 2024, 4.3: the gradient of W' is m / |W'| times the product's, the norm being a constant."""
     kernel = jax.tree.map(lambda a: a[0], node(QUERY, dora=True))
     x = jnp.asarray(RNG.normal(size=(5, 16)), jnp.float32)
-    summed = kernel.base.reshape(16, -1) + 0.7 * kernel.a @ kernel.b.reshape(3, -1)
-    constant = jnp.linalg.norm(summed, axis=0)
+    summed = kernel.base.reshape(16, -1) + np.float32(0.7) * kernel.a @ kernel.b.reshape(3, -1)
+    constant = np.linalg.norm(summed, axis=0)
 
     def own(a):
         return jnp.sum(jnp.sin(x @ opened(replace(kernel, a=a), jnp.float32)))
@@ -86,7 +91,7 @@ def test_doras_norms_carry_no_gradient():
         w = kernel.base.reshape(16, -1) + 0.7 * a @ kernel.b.reshape(3, -1)
         return jnp.sum(jnp.sin(x @ w / constant * kernel.magnitude.reshape(-1)))
 
-    np.testing.assert_allclose(jax.grad(own)(kernel.a), jax.grad(plain)(kernel.a), atol=1e-4)
+    np.testing.assert_allclose(*(jax.jit(jax.grad(of))(kernel.a) for of in (own, plain)), atol=1e-4)
 
 
 def test_dropout_is_on_the_adapters_input_and_by_layer_and_key():

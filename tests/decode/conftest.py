@@ -1,5 +1,4 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -29,12 +28,14 @@ def config(tokenizer: TextTokenizer) -> Llama:
 @pytest.fixture(scope="session")
 def stacked(config: Llama, tokenizer: TextTokenizer) -> Params:
     """Random, lively (far from uniform), and fond of tokens that are ASCII text."""
-    params = jax.tree.map(lambda a: a * 8 if a.ndim > 2 else a, init_params(config.spec(), jax.random.key(3)))
+    made = jax.device_get(init_params(config.spec(), jax.random.key(3)))
+    params = jax.tree.map(lambda a: a * np.float32(8) if a.ndim > 2 else a, made)
     plain = np.array([tokenizer.decode([i]).isascii() and tokenizer.decode([i]) != "" for i in range(config.vocab)])
-    keep = jnp.zeros(params["head"]["table"].shape[0]).at[: config.vocab].set(plain)
-    params["embedding"]["table"] *= 50
-    params["head"]["table"] *= 50 * keep[:, None]
-    return params
+    keep = np.zeros((len(params["head"]["table"]), 1), np.float32)
+    keep[: config.vocab, 0] = plain
+    params["embedding"]["table"] = params["embedding"]["table"] * np.float32(50)
+    params["head"]["table"] = params["head"]["table"] * (np.float32(50) * keep)
+    return jax.device_put(params)
 
 
 @pytest.fixture(scope="session")

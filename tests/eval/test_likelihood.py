@@ -75,7 +75,7 @@ def test_of_an_encoder_each_token_is_masked_alone(encoder: Model) -> None:
         places = np.arange(start, len(whole))
         rows = np.repeat([[*whole, encoder.tokenizer.end_id]], len(places), axis=0)
         rows[np.arange(len(places)), places] = mask
-        scores = encoder.logits(rows)[np.arange(len(places)), places]
+        scores = np.asarray(encoder.logits(rows))[np.arange(len(places)), places]
         plain.append(summed(scores, whole[start:]))
     close(found(encoder), plain)
 

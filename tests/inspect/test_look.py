@@ -67,15 +67,20 @@ def test_maps_sum_to_one_over_what_is_allowed(seen: Look) -> None:
 
 def test_maps_are_what_attention_mixes_values_by() -> None:
     rng, mask = np.random.default_rng(0), SlidingWindow(3)
-    query, key, value = (
-        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((1, 7, 4, 8), (1, 2, 8, 7), (1, 2, 7, 5))
-    )
-    at, segments = jnp.arange(7)[None], jnp.ones((1, 7), int)
+    arrays = (rng.normal(size=shape).astype(np.float32) for shape in ((1, 7, 4, 8), (1, 2, 8, 7), (1, 2, 7, 5)))
+    query, key, value = arrays
+    at, segments = np.arange(7)[None], np.ones((1, 7), np.int32)
     where = {"query_positions": at, "key_positions": at, "query_segments": segments, "key_segments": segments}
-    with listening() as heard:
-        mixed = attention(query, key, value, mask=mask, itself=True, softcap=5.0, **where)
-    ((name, maps),) = heard
-    assert name == "attention"
+
+    @jax.jit
+    def told(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        with listening() as heard:
+            mixed = attention(query, key, value, mask=mask, itself=True, softcap=5.0, **where)
+        ((name, maps),) = heard
+        assert name == "attention"
+        return mixed, maps
+
+    mixed, maps = told(query, key, value)
     scores = 5 * np.tanh(np.einsum("qkgd,kds->kgqs", query.reshape(7, 2, 2, 8), key[0]) / np.sqrt(8) / 5)
     far = np.arange(7)[:, None] - np.arange(7)
     scores = np.exp(np.where((far >= 0) & (far < 3), scores, -np.inf))

@@ -45,7 +45,7 @@ def reference(query, key, value, mask, segments=PACKED, scale=None, softcap=None
     query, key, value = (np.asarray(a, np.float64) for a in (query, key, value))
     positions, group = positions_of(segments), query.shape[2] // key.shape[2]
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    buckets = np.asarray(BUCKETS.bucket(positions[:, None, :] - positions[:, :, None]))
+    buckets = np.asarray(jax.jit(BUCKETS.bucket)(positions[:, None, :] - positions[:, :, None]))
     out = np.zeros((*query.shape[:3], value.shape[3]))
     for b, q, h in np.ndindex(*query.shape[:3]):
         seen = [

@@ -30,9 +30,10 @@ def test_values_and_gradients_are_those_of_whole_logits(softcap: Any, monkeypatc
         return jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
 
     own = hidden, table, bias
-    np.testing.assert_allclose(ours(*own), plain(*own), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(ours)(*own), jax.jit(plain)(*own), rtol=1e-5, atol=1e-5)
     found, expected = (
-        jax.grad(lambda *a, f=f: (jnp.square(f(*a)) * weights).sum(), argnums=(0, 1, 2))(*own) for f in (ours, plain)
+        jax.jit(jax.grad(lambda *a, f=f: (jnp.square(f(*a)) * weights).sum(), argnums=(0, 1, 2)))(*own)
+        for f in (ours, plain)
     )
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
@@ -47,7 +48,7 @@ def test_gradients_of_a_bfloat16_table_are_summed_in_float32(monkeypatch: pytest
     def gradient(rows: int) -> np.ndarray:
         monkeypatch.setattr("lmx.kernels.cross_entropy.CHUNK_ROWS", rows)
         of = lambda t: log_probabilities(Readout(hidden, t, None, VOCAB), targets).sum()  # noqa: E731
-        return np.asarray(jax.grad(of)(table).astype(jnp.float32))
+        return np.asarray(jax.jit(jax.grad(of))(table)).astype(np.float32)
 
     whole = gradient(4096)
     np.testing.assert_allclose(gradient(2), whole, atol=0.02 * np.abs(whole).max())

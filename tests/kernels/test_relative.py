@@ -33,13 +33,14 @@ def test_buckets_are_those_of_t5(bias, expected):
 
 def test_scores_are_the_rows_of_the_table():
     bias = RelativeBuckets(8, 20)
-    table = jnp.arange(8 * 3, dtype=jnp.bfloat16).reshape(8, 3)
-    queries, keys = jnp.array([[0, 5], [100, 3]]), jnp.array([[0, 1, 30], [4, 5, 6]])
-    scores = bias.scores(table, queries, keys)
+    table = np.arange(8 * 3).astype(jnp.bfloat16).reshape(8, 3)
+    queries, keys = np.array([[0, 5], [100, 3]], np.int32), np.array([[0, 1, 30], [4, 5, 6]], np.int32)
+    scores = np.asarray(jax.jit(bias.scores)(table, queries, keys))
+    buckets = np.asarray(jax.jit(bias.bucket)(keys[:, None] - queries[:, :, None]))
     assert scores.dtype == jnp.float32
     assert scores.shape == (2, 3, 2, 3)
     for b, h, q, k in np.ndindex(*scores.shape):
-        assert scores[b, h, q, k] == table[bias.bucket(keys[b, k] - queries[b, q]), h]
+        assert scores[b, h, q, k] == table[buckets[b, q, k], h]
 
 
 @pytest.mark.parametrize("numbers", [(2, 128, True), (1, 128, False), (32, 8, True)])

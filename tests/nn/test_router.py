@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +14,10 @@ CORRECTION = np.random.default_rng(1).normal(size=8) * 0.3
 
 
 def route(spec, logits=LOGITS, correction=None):
-    given = None if correction is None else jnp.asarray(correction, jnp.float32)
-    return spec.choose(jnp.asarray(logits, jnp.float32), given)
+    """A routing's arrays, as NumPy and of one program: every eager operation is compiled."""
+    given = None if correction is None else np.float32(correction)
+    found = jax.jit(lambda *arrays: vars(spec.choose(*arrays)))(np.float32(logits), given)
+    return SimpleNamespace(**jax.device_get(found))
 
 
 @pytest.mark.parametrize("renormalise", [True, False])
@@ -90,12 +94,14 @@ def test_impossible_routers(spec, experts, message):
 
 def test_the_correction_moves_towards_the_mean_load_and_has_no_gradient():
     spec = SigmoidRouter(k=2, groups=4, top_groups=2, speed=0.01)
-    moved = spec.moved(jnp.zeros((2, 4)), jnp.array([[0.5, 0.25, 0.25, 0.0], [0.25, 0.25, 0.25, 0.25]]))
+    loads = np.float32([[0.5, 0.25, 0.25, 0.0], [0.25, 0.25, 0.25, 0.25]])
+    moved = jax.jit(spec.moved)(np.zeros((2, 4), np.float32), loads)
     np.testing.assert_allclose(moved, [[-0.01, 0, 0, 0.01], [0, 0, 0, 0]], atol=1e-8)
     part = Part(lambda declared: RouterModule(spec, 16, 8, 0.5, declared))
     params = part.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 5, 16))
-    gradient = jax.grad(lambda p: jnp.square(part.bind(p)(x).weights[..., 0]).sum())(params)
+    gradient = jax.jit(jax.grad(lambda p: jnp.square(part.bind(p)(x).weights[..., 0]).sum()))(params)
+    gradient = jax.device_get(gradient)
     assert np.all(gradient["correction"] == 0)
     assert np.abs(gradient["kernel"]).max() > 1e-3
     assert part.axes() == {"kernel": ("embed", None), "correction": (None,)}

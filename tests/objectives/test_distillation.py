@@ -138,7 +138,10 @@ def test_classes_are_learned_from_a_teachers_probabilities() -> None:
     model = replace(STUDENT, layers=1, task="sequence_classification", classes=3)
     spec, wide = model.spec(), replace(model, width=32).spec()
     # Larger than they start: there the scores are all alike.
-    own, other = (jax.tree.map(lambda a: 9 * a, init_params(s, jax.random.key(i))) for i, s in enumerate((spec, wide)))
+    own, other = (
+        jax.tree.map(lambda a: np.float32(9) * np.asarray(a), init_params(s, jax.random.key(i)))
+        for i, s in enumerate((spec, wide))
+    )
     batch = {k: jnp.asarray(v) for k, v in random_rows(Classification(), spec, 2, 32, (0, 0)).items()}
     objective = ClassDistillation(share=0.25, temperature=3.0)
     sums = jax.jit(lambda p, q: objective.loss_with({"teacher": Frozen(wide, q)})(spec, p, batch))(own, other)
@@ -193,10 +196,10 @@ def test_states_apart_is_the_formula() -> None:
     for a, b, own in zip(unit(ours), unit(theirs), segments, strict=True):
         for i in np.flatnonzero(own):
             total += np.mean([(a[i] @ a[j] - b[i] @ b[j]) ** 2 for j in np.flatnonzero(own == own[i])])
-    arrays = jnp.array(ours), jnp.array(theirs), jnp.array(segments)
-    np.testing.assert_allclose(states_apart(*arrays), total, rtol=1e-5)
+    arrays, apart = (np.float32(ours), np.float32(theirs), segments), jax.jit(states_apart)
+    np.testing.assert_allclose(apart(*arrays), total, rtol=1e-5)
     alike = ((segments > 0) * (1 - (unit(ours) * unit(theirs[..., :4])).sum(-1))).sum()
-    np.testing.assert_allclose(states_apart(arrays[0], arrays[1][..., :4], arrays[2]), alike, rtol=1e-5)
+    np.testing.assert_allclose(apart(arrays[0], arrays[1][..., :4], arrays[2]), alike, rtol=1e-5)
 
 
 WRONG = {

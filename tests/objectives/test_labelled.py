@@ -75,9 +75,9 @@ def alone(objective: Labelled, spec: Any, params: Any, row: dict[str, np.ndarray
     """The summed loss of one example read without its neighbours, in float64, and how many targets it has."""
     mine = np.flatnonzero(row["segment_ids"] == segment)
     names = ("tokens", "positions", "segment_ids", "types", "decoder_tokens")
-    one = {
-        name: jnp.zeros((1, LENGTH), jnp.int32).at[0, : len(mine)].set(row[name][mine]) for name in names if name in row
-    }
+    one = {name: np.zeros((1, LENGTH), np.int32) for name in names if name in row}
+    for name, array in one.items():
+        array[0, : len(mine)] = row[name][mine]
     inputs = Inputs(one["tokens"], one["positions"], one["segment_ids"], one.get("types"))
     decoder = replace(inputs, tokens=one["decoder_tokens"], types=None) if spec.encoder else None
     scores = np.asarray(compiled(spec)(params, inputs, decoder), np.float64)

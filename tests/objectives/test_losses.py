@@ -148,7 +148,7 @@ def test_no_document_leaks_into_another(objective: Objective, model: ModelConfig
     """What the first document of a row adds to its loss is the same whatever the second one says."""
     spec = model.spec()
     # Larger than they start, so that what is seen matters.
-    params = jax.tree.map(lambda a: 5 * a, init_params(spec, jax.random.key(1)))
+    params = jax.tree.map(lambda a: np.float32(5) * np.asarray(a), init_params(spec, jax.random.key(1)))
     teacher = replace(model, width=32).spec()
     frozen = {name: Frozen(teacher, init_params(teacher, jax.random.key(2))) for name in objective.models}
     layout = random_layout(objective, spec, LENGTH)
