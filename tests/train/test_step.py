@@ -75,8 +75,7 @@ def sharding_of(experiment: Experiment, sizes: tuple[int, int, int] = (1, 1, 1))
 @functools.cache
 def fresh(experiment: Experiment) -> TrainState:
     """The first state, on the host."""
-    state: TrainState = init_state(experiment, jax.random.key(0))  # not as one program: models have shapes in common
-    return jax.device_get(state)
+    return jax.device_get(jax.jit(functools.partial(init_state, experiment))(jax.random.key(0)))
 
 
 def start(experiment: Experiment, sharding: Sharding) -> TrainState:
