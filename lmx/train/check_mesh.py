@@ -22,9 +22,9 @@ from lmx.nn.module import Params
 from lmx.objectives import random_rows as packed
 from lmx.optim.schedule import Schedule
 from lmx.sharding.mesh import MeshConfig
-from lmx.train.mesh_trial import ONE, Numbers, Work, devices_of, plan_on
+from lmx.train.mesh_trial import ONE, Numbers, Work, devices_of, plan_on, sharding_of
 from lmx.train.near_ties import Rows
-from lmx.train.state import init_state
+from lmx.train.state import init_state, state_shardings
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
 """The largest relative difference that is rounding, by the dtype of the matrix products."""
@@ -185,6 +185,7 @@ class Bench:
         """A mesh beside one device."""
         experiment = self.work.experiment
         try:
+            state_shardings(experiment, sharding_of(experiment, mesh))  # what does not fit says so at once
             plan = plan_on(experiment, mesh)
             work, reference = self.reference(plan.microbatches if plan else 1, plan is None)
             numbers = replace(work, experiment=experiment).on(mesh)

@@ -8,17 +8,17 @@ import pytest
 from lmx.errors import LmxError, UserError
 from lmx.train.check_faults import CYCLE, END_SECONDS, FIRST, Fault, FaultCheck, Outcome, check_faults, random_faults
 
-STEPS = 70
+STEPS = 58
 KILLS = (
     Fault(FIRST, moment="saving"),
     Fault(FIRST + 4, damage="flip"),
-    Fault(FIRST + 20, damage="truncate"),
+    Fault(FIRST + 10, damage="truncate"),
 )
 EVERY_KIND = (
     Fault(FIRST, moment="saving", damage="flip"),
-    Fault(FIRST + 8, "SIGSTOP"),
-    Fault(FIRST + 12, "SIGTERM"),
-    Fault(FIRST + 16, "full disk", damage="truncate"),
+    Fault(FIRST + 2, "SIGSTOP"),
+    Fault(FIRST + 4, "SIGTERM"),
+    Fault(FIRST + 6, "full disk", damage="truncate"),
 )
 
 
