@@ -47,7 +47,7 @@ from lmx.optim.schedule import Schedule
 from lmx.sharding.mesh import MeshConfig
 
 HERE = Path(__file__).parent
-SIZES = dict(layers=1, width=64, heads=4, kv_heads=2, head_dim=16, hidden=160, tied=True)
+SIZES = dict(layers=2, width=64, heads=4, kv_heads=2, head_dim=16, hidden=160, tied=True)
 
 
 def victim() -> Experiment:
