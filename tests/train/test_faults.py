@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lmx.errors import LmxError, UserError
+from lmx.train import victim
 from lmx.train.check_faults import CYCLE, END_SECONDS, FIRST, Fault, FaultCheck, Outcome, check_faults, random_faults
 
 STEPS = 58
@@ -20,6 +21,13 @@ EVERY_KIND = (
     Fault(FIRST + 4, "SIGTERM"),
     Fault(FIRST + 6, "full disk", damage="truncate"),
 )
+
+
+@pytest.fixture(autouse=True)
+def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half the collectives of a step: gloo waits for each by spinning."""
+    assert "layers=2" in victim.RECIPE
+    monkeypatch.setattr(victim, "RECIPE", victim.RECIPE.replace("layers=2", "layers=1"))
 
 
 def test_one_process_survives_three_kills() -> None:
