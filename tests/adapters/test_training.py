@@ -29,8 +29,6 @@ from lmx.train.run import train
 from lmx.train.state import init_state, state_shardings
 from lmx.train.step import BATCH, jit_step
 
-pytestmark = pytest.mark.usefixtures("runs_take_one_device")
-
 
 @pytest.fixture(scope="module")
 def experiment(model):

@@ -43,8 +43,6 @@ from lmx.train.state import init_state, state_shardings
 from lmx.train.step import BATCH, jit_step
 from tests.jitted import init_params
 
-pytestmark = pytest.mark.usefixtures("runs_take_one_device")
-
 SIZES: dict[str, Any] = {"layers": 1, "heads": 2, "kv_heads": 2, "head_dim": 8, "hidden": 32}
 STUDENT = Llama(vocab=320, context=64, width=16, **SIZES)
 TEACHER = replace(STUDENT, width=32, layers=2)
