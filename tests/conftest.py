@@ -111,18 +111,6 @@ def alike_runs_share_their_programs() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def runs_take_one_device() -> Iterator[None]:
-    """Those whose experiment names no mesh, in modules that are about something else: meshes compile longer."""
-    from lmx.sharding.mesh import MeshConfig
-    from lmx.train import run
-
-    build = run.build_mesh
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "build_mesh", lambda mesh: build(mesh, jax.devices()[:1] if mesh == MeshConfig() else None))
-        yield
-
-
 @pytest.fixture(scope="module", autouse=True)
 def few_programs_are_kept() -> Iterator[None]:
     """Compiled programs hold memory mappings, of which a process may have 65,530."""

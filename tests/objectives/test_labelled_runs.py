@@ -43,8 +43,6 @@ from lmx.train.run import train
 from lmx.train.start import fresh_state
 from tests.jitted import init_params
 
-pytestmark = pytest.mark.usefixtures("runs_take_one_device")
-
 ROWS = [
     {"text": f"{word} " * (1 + i % 5) + f"number {i}", "other": f"and {i}", "label": word}
     for i, word in enumerate(["red", "green", "blue"] * 14)

@@ -14,8 +14,6 @@ from lmx.sharding.mesh import MeshConfig
 from lmx.train.check_mesh import check_mesh
 from lmx.train.run import train
 
-pytestmark = pytest.mark.usefixtures("runs_take_one_device")
-
 CONFIGS = Path(__file__).parents[2] / "configs"
 STACKS = ("--model.encoder-layers", "1", "--model.decoder-layers", "1", "--model.heads", "2", "--model.head-dim", "8")
 SMALL: dict[str, tuple[str, ...]] = {

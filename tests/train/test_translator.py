@@ -22,8 +22,6 @@ from lmx.objectives.seq_to_seq import SeqToSeq
 from lmx.optim.schedule import Schedule
 from lmx.train.run import train
 
-pytestmark = pytest.mark.usefixtures("runs_take_one_device")
-
 WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
 
 
