@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from lmx.experiment import Experiment
-from lmx.kernels.roofline import matmul_flops_per_second, peak_memory_bytes
+from lmx.kernels.roofline import matmul_flops_per_second, peak_memory_bytes, side_by_side
 from lmx.models.flops import parameter_count
 from lmx.objectives.objective import Batch
 from lmx.objectives.random_rows import full_rows, random_layout
@@ -50,7 +50,7 @@ def bench_train(experiment: Experiment, steps: int) -> dict[str, Any]:
     seconds, tokens = statistics.median(times[2:]), train.batch * train.length
     layout = random_layout(experiment.objective, experiment.model.spec(), train.length)
     model_flops = tokens * experiment.train_flops_per_token(layout) / seconds
-    peak = statistics.mean(peaks) * sharding.mesh.size
+    peak = statistics.mean(peaks) * side_by_side(sharding.mesh.devices.flat)
     return {
         "tokens_per_second": tokens / seconds,
         "step_seconds": seconds,

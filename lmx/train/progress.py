@@ -10,10 +10,13 @@ from lmx.train.metrics import Values
 
 
 class Display:
-    """Shows step, loss, tokens/s, model FLOPs utilization and time left on standard error; ``quiet``, nothing."""
+    """Shows step, loss, tokens/s, model FLOPs utilization and time left on standard error; ``quiet``, nothing.
 
-    def __init__(self, steps: int, done: int, flops_per_token: float, peak_flops: float, *, quiet: bool = False):
-        self._utilization = flops_per_token / peak_flops
+    ``utilization`` is that of one token a second.
+    """
+
+    def __init__(self, steps: int, done: int, utilization: float, *, quiet: bool = False):
+        self._utilization = utilization
         self.console = Console(stderr=True, soft_wrap=not sys.stderr.isatty(), quiet=quiet)
         self._bar = Progress(
             TextColumn("[bold]step"),

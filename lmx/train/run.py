@@ -20,7 +20,7 @@ from lmx.errors import LmxError
 from lmx.eval.compression import XzScore, xz_score
 from lmx.experiment import Experiment, RunDir
 from lmx.files import read_json, write_durably, write_json
-from lmx.kernels.roofline import known_matmul_flops_per_second
+from lmx.kernels.roofline import known_matmul_flops_per_second, side_by_side
 from lmx.report.goodput import read_goodput
 from lmx.sharding.launchers import START_SECONDS
 from lmx.sharding.mesh import build_mesh
@@ -139,13 +139,19 @@ def _display(
     experiment: Experiment, sharding: Sharding, prepared: Prepared, start: int, notes: Sequence[str]
 ) -> Display:
     """The progress of a run, with what there is to say before it."""
-    peak = known_matmul_flops_per_second(experiment.train.compute) * sharding.mesh.size
-    flops = experiment.train_flops_per_token(experiment.layout(prepared.tokenizer))
-    display = Display(experiment.train.steps, start, flops, peak, quiet=not is_first())
+    shown = is_first()
+    utilization = _utilization(experiment, sharding, prepared) if shown else 0.0
+    display = Display(experiment.train.steps, start, utilization, quiet=not shown)
     plan = pipeline_plan(experiment, sharding)
     for note in [*notes, *([str(plan)] if plan else [])]:
         display.say(note)
     return display
+
+
+def _utilization(experiment: Experiment, sharding: Sharding, prepared: Prepared) -> float:
+    """The model FLOPs utilization of one token a second."""
+    peak = known_matmul_flops_per_second(experiment.train.compute) * side_by_side(sharding.mesh.devices.flat)
+    return experiment.train_flops_per_token(experiment.layout(prepared.tokenizer)) / peak
 
 
 def _local_tier(experiment: Experiment, run: RunDir) -> LocalTier | None:

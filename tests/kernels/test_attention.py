@@ -11,6 +11,7 @@ from lmx.kernels.relative import RelativeBuckets
 
 BATCH, LENGTH, HEAD_DIM = 2, 10, 6
 BUCKETS = RelativeBuckets(buckets=8, max_distance=20)
+BUCKET_OF = jax.jit(BUCKETS.bucket)
 PACKED = np.array([[1] * 4 + [2] * 3 + [3] * 3, [1] * 6 + [2] * 2 + [0] * 2], np.int32)
 REAL = PACKED > 0
 
@@ -45,7 +46,7 @@ def reference(query, key, value, mask, segments=PACKED, scale=None, softcap=None
     query, key, value = (np.asarray(a, np.float64) for a in (query, key, value))
     positions, group = positions_of(segments), query.shape[2] // key.shape[2]
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    buckets = np.asarray(jax.jit(BUCKETS.bucket)(positions[:, None, :] - positions[:, :, None]))
+    buckets = np.asarray(BUCKET_OF(positions[:, None, :] - positions[:, :, None]))
     out = np.zeros((*query.shape[:3], value.shape[3]))
     for b, q, h in np.ndindex(*query.shape[:3]):
         seen = [
