@@ -1,6 +1,7 @@
 """The check of faults: a run that is killed, stopped and robbed of checkpoints ends as if nothing had happened."""
 
 import itertools
+import math
 import random
 import signal
 import tempfile
@@ -110,7 +111,8 @@ class FaultCheck:
     Attributes:
       steps, processes: of both runs.
       disk: how the disk was made full.
-      outcomes: of the faults.
+      outcomes: of the faults that came.
+      missed: how many did not, because the run reached its end first.
       different: sentences.
       goodput: of the disturbed run, as lmx.report.goodput gives it.
       seconds: that all took.
@@ -120,13 +122,22 @@ class FaultCheck:
     processes: int
     disk: str
     outcomes: tuple[Outcome, ...]
+    missed: int
     different: tuple[str, ...]
     goodput: dict[str, Any]
     seconds: float
 
     def problems(self) -> list[str]:
         """Everything that is not as it should be."""
-        return [*filter(None, (o.problem() for o in self.outcomes)), *self.different]
+        found = [*filter(None, (o.problem() for o in self.outcomes)), *self.different]
+        if self.missed:
+            asked, came = len(self.outcomes) + self.missed, len(self.outcomes)
+            enough = math.ceil(self.steps * asked / max(came, 1))
+            found.append(
+                f"{self.missed} of {asked} faults did not come, because the run reached step {self.steps} first (steps "
+                f"go on while a fault ends the job): about --steps {enough} has room for all"
+            )
+        return found
 
     def data(self) -> dict[str, Any]:
         """JSON-ready data."""
@@ -186,25 +197,30 @@ def check_faults(
     Raises:
       LmxError: a restart failed, or a run stands still.
     """
-    began = time.monotonic()
+    began, wounds = time.monotonic(), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="lmx-faults-") as directory:
         root = Path(directory)
         set_up(root, seed)
         calm, victim = (Victim(root, name, steps, processes) for name in ("calm", "disturbed"))
-        rng, wounds = random.Random(seed), []
+        rng = random.Random(seed)
         with SmallDisk(root / DISK, victim.checkpoints) as disk:
             progress(f"{steps} steps undisturbed")
             _finish(calm, 0)
             for number, fault in enumerate(faults):
                 progress(f"fault {number + 1} of {len(faults)}: {_told(fault)}, {steps} steps")
-                wounds.append(_wound(victim, number, fault, rng, disk))
-            progress("the last restart, to the end")
-            _finish(victim, len(faults))
+                wound = _wound(victim, number, fault, rng, disk)
+                if wound is None:
+                    break
+                wounds.append(wound)
+            else:
+                progress("the last restart, to the end")
+                _finish(victim, len(faults))
             outcomes = tuple(Outcome(**w, resumed=victim.resumed(i + 1)) for i, w in enumerate(wounds))
             different = tuple(differences(calm, victim))
             goodput = read_goodput(victim.run.path)
         spent = goodput.data() if goodput else {}
-        return FaultCheck(steps, processes, disk.kind, outcomes, different, spent, time.monotonic() - began)
+        missed = len(faults) - len(outcomes)
+        return FaultCheck(steps, processes, disk.kind, outcomes, missed, different, spent, time.monotonic() - began)
 
 
 def _told(fault: Fault) -> str:
@@ -222,11 +238,14 @@ def _finish(victim: Victim, number: int) -> None:
             raise LmxError(f"the run ended with exit code {code}: {attempt.tail()}")
 
 
-def _wound(victim: Victim, number: int, fault: Fault, rng: random.Random, disk: SmallDisk) -> dict[str, Any]:
-    """Starts the run, lets the fault happen, and says what happened: an Outcome but for ``resumed``."""
+def _wound(victim: Victim, number: int, fault: Fault, rng: random.Random, disk: SmallDisk) -> dict[str, Any] | None:
+    """Starts the run, lets the fault happen, and says what happened: an Outcome but for ``resumed``, or None, if the
+    run came to its end before the fault, or while it did."""
     process = rng.randrange(victim.processes)
     with victim.attempt(number) as attempt:
         _await_moment(victim, attempt, fault, rng)
+        if attempt.finished():
+            return None
         if fault.kind == "full disk":
             disk.fill()
         else:
@@ -234,6 +253,8 @@ def _wound(victim: Victim, number: int, fault: Fault, rng: random.Random, disk: 
         code, seconds = attempt.end(working=fault.kind == "full disk")  # it is noticed by a later save
         step = attempt.step()
     disk.free()
+    if code == 0:
+        return None
     damage = _damage(victim.checkpoints, fault.damage, rng)
     good = (s for s in reversed(_whole(victim.checkpoints)) if _problem(victim.checkpoints, s) is None)
     return {
@@ -252,9 +273,10 @@ def _await_moment(victim: Victim, attempt: Attempt, fault: Fault, rng: random.Ra
     if fault.moment == "starting":
         time.sleep(rng.uniform(0, START_UP))
         return
-    attempt.wait_for(lambda: attempt.step() >= fault.step, f"step {fault.step}")
+    attempt.wait_for(lambda: attempt.step() >= fault.step or attempt.finished(), f"step {fault.step}")
     if fault.moment == "saving":
-        attempt.wait_for((victim.checkpoints / SAVING).exists, "a checkpoint")
+        saving = victim.checkpoints / SAVING
+        attempt.wait_for(lambda: saving.exists() or attempt.finished(), "a checkpoint")
     time.sleep(rng.uniform(0, 0.02))
 
 

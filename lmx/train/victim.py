@@ -81,6 +81,10 @@ class Attempt:
         """The last step that was logged; 0 before the first."""
         return _last(self.tail(), r"^\[process 0\] step (\d+)/") or 0
 
+    def finished(self) -> bool:
+        """Whether the job has ended by itself, its steps done."""
+        return self.status.done() and self.status.result() == 0
+
     def process(self, index: int) -> Child:
         """One of its processes."""
         return self.supervisor.children[index]

@@ -27,9 +27,12 @@ def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(victim, "RECIPE", victim.RECIPE.replace("layers=2", "layers=1"))
 
 
-def test_one_process_survives_three_kills() -> None:
-    checked = check_faults([f for f in SIX if f.kind == "SIGKILL"], STEPS, seed=5)
-    checked.verify()
+def test_one_process_survives_three_kills_and_a_fault_after_its_end_is_missed() -> None:
+    checked = check_faults([*(f for f in SIX if f.kind == "SIGKILL"), Fault(STEPS + 1)], STEPS, seed=5)
+    assert checked.problems() == [
+        "1 of 4 faults did not come, because the run reached step 66 first (steps go on while a fault ends the job): "
+        "about --steps 88 has room for all"
+    ]
     assert [o.exit_code for o in checked.outcomes] == [75, 75, 75]
     assert [o.damage.split(" ")[1] if o.damage else "" for o in checked.outcomes] == ["", "bit", "cut"]
 
@@ -74,7 +77,7 @@ GOOD = Outcome("SIGKILL", "training", 1, step=44, exit_code=75, seconds=3, damag
     ],
 )
 def test_whatever_is_wrong_fails_the_check(outcome: Outcome, different: tuple[str, ...], message: str) -> None:
-    checked = FaultCheck(STEPS, 2, "a tmpfs", (GOOD, outcome), different, {}, 1.0)
+    checked = FaultCheck(STEPS, 2, "a tmpfs", (GOOD, outcome), 0, different, {}, 1.0)
     assert not checked.data()["same"]
     with pytest.raises(LmxError, match=message):
         checked.verify()
