@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -42,6 +43,23 @@ def naming(path: AnyPath) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or os.fspath(path)
         raise
+
+
+def check_reachable(path: AnyPath, what: str = "") -> None:
+    """Checks that a file or directory can be made at a path, with what is above it, before there is work to lose.
+
+    ``what`` is how a sentence calls it, by default the path.
+
+    Raises:
+      UserError: something that is no directory stands above it, or one that may not be written to.
+    """
+    if not is_local(path):
+        return
+    above = next(parent for parent in Path(path).absolute().parents if os.path.lexists(parent))
+    if not os.path.isdir(above):
+        raise UserError(f"{what or path} cannot be written: {above} is no directory; choose another path")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{what or path} cannot be written: you may not write to {above}; choose another path")
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from lmx.cli.output import OutputFile, print_result
 from lmx.errors import UserError
 
 USAGE = """usage: lmx bench train RECIPE ...
@@ -28,7 +29,7 @@ class Train:
     """Tokens in a sequence; 0 is the recipe's."""
     steps: int = 10
     """Steps to measure; two more come first."""
-    json: str = "-"
+    json: OutputFile = "-"
     """The file for the JSON object; "-" is standard output."""
 
 
@@ -47,7 +48,7 @@ class Decode:
     """Tokens to write after each prompt."""
     repeats: int = 5
     """Calls to measure; one more comes first."""
-    json: str = "-"
+    json: OutputFile = "-"
     """The file for the JSON object; "-" is standard output."""
 
 
@@ -64,7 +65,7 @@ class Load:
     """A Hugging Face directory, or the name of a published size."""
     shards: int = 4
     """Files of the directory that is made."""
-    json: str = "-"
+    json: OutputFile = "-"
     """The file for the JSON object; "-" is standard output."""
 
 
@@ -166,6 +167,5 @@ def _random_model(experiment: Any) -> Any:
 
 
 def _emit(result: dict[str, Any], file: str) -> None:
-    from lmx.cli.recipes import print_result
 
     print_result(result, "", file or "-")

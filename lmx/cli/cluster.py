@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lmx.cli.output import OutputFile, print_result
 from lmx.sharding.launchers import Cluster
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class CheckCluster(Cluster):
 
     directory: tuple[str, ...] = ()
     """Places that every process must share: paths, or addresses of an object store."""
-    json: str = ""
+    json: OutputFile = ""
     """Also write the result as JSON to this file; "-" is standard output."""
 
 
@@ -34,7 +35,6 @@ def main(argv: Sequence[str]) -> None:
     """
     import tyro
 
-    from lmx.cli.recipes import print_result
     from lmx.cli.runtime import start_jax
 
     options = tyro.cli(CheckCluster, prog="lmx check cluster", args=list(argv))

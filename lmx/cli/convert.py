@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from lmx.cli.output import OutputFile, print_result
+
 
 @dataclass(frozen=True)
 class Convert:
@@ -26,7 +28,7 @@ class Convert:
     """float32, bfloat16 or float16; None keeps the source's."""
     step: int | None = None
     """Of a run: the checkpoint's step; None is the newest good one."""
-    json: str = ""
+    json: OutputFile = ""
     """Also write what was done as JSON to this file; "-" is standard output."""
 
 
@@ -37,7 +39,6 @@ def main(argv: Sequence[str]) -> None:
 
     from rich.console import Console
 
-    from lmx.cli.recipes import print_result
     from lmx.decode.convert import convert
 
     source, target = Path(options.source), Path(options.target)

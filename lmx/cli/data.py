@@ -1,8 +1,9 @@
 """``lmx data prepare|stats RECIPE``: prepares what a recipe trains on, and says what is in it."""
 
-import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
+
+from lmx.cli.output import OutputFile, print_result
 
 if TYPE_CHECKING:
     from lmx.data.prepare import Prepared
@@ -26,7 +27,7 @@ class DataCommand:
     """Row length in place of train.length."""
     workers: int = 0
     """Processes that prepare; 0 is as many as the corpus is worth."""
-    json: str = ""
+    json: OutputFile = ""
     """File for the statistics as JSON; "-" is standard output."""
 
 
@@ -54,26 +55,12 @@ def main(argv: list[str]) -> int:
 
 
 def _report(prepared: "Prepared", stats: dict[str, Any], command: DataCommand) -> None:
-    from pathlib import Path
+    from lmx.cli.console import table_text
 
-    from rich.console import Console
-
-    if command.json == "-":
-        print(_as_json(stats))
-        return
-    if command.json:
-        Path(command.json).write_text(_as_json(stats) + "\n", encoding="utf-8")
-    console = Console(file=sys.stdout)
-    console.print(f"prepared in {prepared.root}, fingerprint {prepared.fingerprint}", soft_wrap=True)
-    console.print(_table(stats))
+    people = [f"prepared in {prepared.root}, fingerprint {prepared.fingerprint}", table_text(_table(stats))]
     if classes := stats.get("classes"):
-        console.print(f"{len(classes)} classes: {', '.join(classes)}", soft_wrap=True)
-
-
-def _as_json(stats: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(stats, indent=2)
+        people.append(f"{len(classes)} classes: {', '.join(classes)}")
+    print_result(stats, "\n".join(people), command.json)
 
 
 def _table(stats: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmx.cli.eval_tasks import TaskOptions
+from lmx.cli.output import OutputFile
 from lmx.sharding.launchers import Cluster
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Eval(TaskOptions, Cluster):
     rouge-score is installed) and exact match."""
     step: int | None = None
     """Of a run: the checkpoint's step; None is the newest good one."""
-    json: str = ""
+    json: OutputFile = ""
     """Also write the scores as JSON to this file; "-" is standard output."""
 
 

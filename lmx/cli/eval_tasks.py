@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from lmx.cli.output import print_result
+
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -121,7 +123,6 @@ def tell(
     """Prints results as a table, after ``words``, and as JSON, beside ``scores``, where that was asked for."""
     from dataclasses import asdict
 
-    from lmx.cli.recipes import print_result
     from lmx.eval.run import as_data, finite, table
 
     settings = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(options).items() if key != "json"}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lmx.cli.output import OutputFile, print_result
 from lmx.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Faults:
     """Seeds where it is disturbed and what is damaged."""
     steps: int = 300
     """Steps of the run."""
-    json: str = ""
+    json: OutputFile = ""
     """Also write the result as JSON to this file; "-" is standard output."""
 
 
@@ -50,7 +51,6 @@ def main(argv: Sequence[str]) -> None:
     import jax
 
     from lmx.cli.console import progress
-    from lmx.cli.recipes import print_result
     from lmx.train.check_faults import check_faults, random_faults
 
     faults = random_faults(options.faults, options.steps, options.seed)

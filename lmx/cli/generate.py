@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from lmx.cli.output import OutputFile, print_result
 from lmx.sharding.launchers import Cluster
 
 if TYPE_CHECKING:
@@ -48,14 +49,14 @@ class Generate(Cluster):
     """Of a run: the checkpoint's step; None is the newest good one."""
     prefill_layout: str = ""
     """On a mesh: the layout whose activations prompts are read with; by default as tokens are written."""
-    json: str = ""
+    json: OutputFile = ""
     """Write text, tokens, log-probabilities, finish reasons and the sampling as JSON to this file; "-" is standard
     output."""
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs ``lmx generate`` with these arguments."""
-    from lmx.cli.recipes import parse_placed, print_result
+    from lmx.cli.recipes import parse_placed
     from lmx.cli.runtime import start_jax
 
     options, place = parse_placed("generate", Generate, argv)

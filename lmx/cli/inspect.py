@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+from lmx.cli.output import OutputFile, print_result, write_output
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,17 @@ class Inspect:
     target: str = ""
     """Of an encoder-decoder, or a decoder that learned to go on with a prefix, what it would write; by default what it
     does write."""
-    out: str = "inspect.html"
+    out: OutputFile = "inspect.html"
     """The page to write."""
     step: int | None = None
     """Of a run: the checkpoint's step; None is the newest good one."""
-    json: str = ""
+    json: OutputFile = ""
     """Also write all numbers as JSON to this file; "-" is standard output."""
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs ``lmx inspect`` with these arguments."""
     options = tyro.cli(Inspect, prog="lmx inspect", args=list(argv))
-    from lmx.cli.recipes import print_result
     from lmx.cli.runtime import start_jax
 
     start_jax()
@@ -49,6 +49,5 @@ def main(argv: Sequence[str]) -> None:
     model = load(options.model, step=options.step)
     seen = look(model, options.text, options.target)
     data = as_data(model, seen, options.model, options.text)
-    Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(options.out).write_text(page(data, seen), encoding="utf-8")
+    write_output(options.out, page(data, seen))
     print_result(data, options.out, options.json)

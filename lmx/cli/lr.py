@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lmx.cli.output import OutputFile, print_result
+
 
 @dataclass(frozen=True)
 class Lr:
@@ -24,15 +26,15 @@ class Lr:
     """Weight of the past in the average of the losses."""
     stop: float = 1.5
     """The sweep ends when that average is so many times the lowest it was."""
-    page: str = ""
+    page: OutputFile = ""
     """Also draw an HTML page with the curve here."""
-    json: str = ""
+    json: OutputFile = ""
     """Also write the sweep as JSON to this file; "-" is standard output."""
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs ``lmx lr`` with these arguments."""
-    from lmx.cli.recipes import parse, print_result
+    from lmx.cli.recipes import parse
     from lmx.cli.runtime import start_jax
 
     options, recipe = parse("lr", Lr, argv)

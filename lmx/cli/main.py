@@ -73,6 +73,9 @@ def _run(name: str, arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
     except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            print(f"lmx {name}: {error.filename or 'a path'}: {error.strerror}; give another path", file=sys.stderr)
+            return EXIT_USER_ERROR
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
         print(f"lmx {name}: {error.filename or 'a file'} cannot be written: {error.strerror}", file=sys.stderr)

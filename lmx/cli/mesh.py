@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lmx.cli.output import OutputFile, print_result
 from lmx.errors import LmxError, UserError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Mesh:
     mesh: tuple[str, ...] = ()
     """Meshes to try, each as data=2,fsdp=4 (the other axes are 1); by default that of --layout, else all over data,
     fsdp, stage, expert, sequence and tensor that take every device."""
-    json: str = ""
+    json: OutputFile = ""
     """Also write the result as JSON to this file; "-" is standard output."""
 
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
       LmxError: the numbers differ.
     """
     from lmx.cli.console import progress
-    from lmx.cli.recipes import parse, print_result
+    from lmx.cli.recipes import parse
 
     count = next((i for i, arg in enumerate(argv) if arg.startswith("-")), len(argv))
     parsed = [parse("check mesh", Mesh, [recipe, *argv[count:]]) for recipe in argv[:count]]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from lmx.cli.output import OutputFile, print_result
 from lmx.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Show:
     """Dtype of the parameters; None: float32 for a recipe or a run, what config.json says for a Hugging Face model."""
     devices: int = 0
     """Devices of the mesh; 0: as many as its axes ask for, an axis of -1 ("the rest") being 1, of -8 ("up to 8") 8."""
-    json: str = ""
+    json: OutputFile = ""
     """Write the same as JSON to this file; "-" is standard output."""
 
 
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs ``lmx model`` with these arguments."""
     import jax
 
-    from lmx.cli.recipes import parse, print_result
+    from lmx.cli.recipes import parse
 
     jax.config.update("jax_platforms", "cpu")  # shapes need no accelerator, and another process may hold it
     if not argv or argv[0].startswith("-") or argv[0].partition(":")[0].endswith(".py"):

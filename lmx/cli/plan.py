@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from lmx.cli.output import OutputFile, print_result
 from lmx.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Plan:
     """Beside what the compiled step sends, what it should send by the formula of each kind of parallelism."""
     effort: float = 0.0
     """How hard the compiler tries, from -1 (a third of the time, programs that run slower) to 1."""
-    json: str = ""
+    json: OutputFile = ""
     """Also write the result as JSON to this file; "-" is standard output."""
 
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
       UserError: the topology is unknown, or the mesh does not fit it.
     """
-    from lmx.cli.recipes import parse, print_result
+    from lmx.cli.recipes import parse
 
     options, recipe = parse("plan", Plan, argv)
     experiment = recipe.experiment

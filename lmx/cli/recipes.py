@@ -15,10 +15,8 @@ from lmx.cli.options import CONFIG, Options
 from lmx.config import nearest, typed
 from lmx.errors import UserError
 from lmx.experiment import Experiment
-from lmx.files import json_text
 from lmx.sharding.layouts import LAYOUTS, Layout, find_layout
 from lmx.sharding.mesh import MeshConfig
-from lmx.sharding.processes import is_first
 from lmx.sharding.rules import Rules
 
 NAMES = ", ".join(LAYOUTS)
@@ -126,21 +124,6 @@ def recipe_name(text: str) -> str:
     """The function's name, which is the file's unless one is given."""
     path, _, function = text.partition(":")
     return function or Path(path).stem
-
-
-def print_result(result: dict[str, Any], people: str, file: str) -> None:
-    """Prints what is for people, and the same as JSON to ``file``; "-" is standard output and then prints only that.
-
-    Of several processes the first does so.
-    """
-    if not is_first():
-        return
-    if file == "-":
-        print(json_text(result, indent=2))
-        return
-    print(people)
-    if file:
-        Path(file).write_text(json_text(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _call(text: str) -> Experiment:

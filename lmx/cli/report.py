@@ -1,10 +1,10 @@
 """``lmx report``: one HTML page about one run, or several compared."""
 
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from lmx.cli.output import OutputFile, print_result
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class _Report:
 
     runs: tuple[Path, ...]
     """Directories of the runs, or JSON files that lmx eval wrote; the first gets the first colour."""
-    out: Path | None = None
+    out: OutputFile = ""
     """The page to write; by default report.html beside what it is about."""
-    json: Path | None = None
+    json: OutputFile = ""
     """Also write the page's path, the runs and their goodput as JSON to this file; "-" is standard output."""
 
 
@@ -43,24 +43,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if any(path.suffix == ".json" for path in arguments.runs):
         _report_results(arguments)
         return
-    page = write_report(arguments.runs, arguments.out)
+    page = write_report(arguments.runs, Path(arguments.out) if arguments.out else None)
     found = {str(run): read_goodput(run) for run in arguments.runs}
     goodput = {run: value.data() if value else None for run, value in found.items()}
-    result = json.dumps({"report": str(page), "runs": list(goodput), "goodput": goodput}, indent=2)
-    if arguments.json == Path("-"):
-        sys.stdout.write(f"{result}\n")
-        return
-    if arguments.json is not None:
-        arguments.json.write_text(f"{result}\n", encoding="utf-8")
-    print(page)
+    print_result({"report": str(page), "runs": list(goodput), "goodput": goodput}, str(page), arguments.json)
 
 
 def _report_results(arguments: _Report) -> None:
     """The page that compares results of ``lmx eval``."""
-    from lmx.cli.recipes import print_result
     from lmx.report.results import compared, read_results, write_results
 
     results = read_results(arguments.runs)
-    page = write_results(results, arguments.out or Path("results.html"))
+    page = write_results(results, Path(arguments.out or "results.html"))
     data = {"report": str(page), "results": [str(path) for path in arguments.runs], "measures": compared(results)}
-    print_result(data, str(page), str(arguments.json or ""))
+    print_result(data, str(page), arguments.json)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmx.cli.options import read_options
+from lmx.cli.output import OutputFile, print_result
 from lmx.sharding.launchers import Cluster, find_place
 
 
@@ -28,7 +29,7 @@ class Train(Cluster):
     """First and last step of a profiler trace, counted from 1; it lands in RUN/profile."""
     restarts: int = 0
     """How often to start again, from the last checkpoint, after a process died or hung."""
-    json: str = ""
+    json: OutputFile = ""
     """Also write the summary as JSON to this file; "-" is standard output."""
 
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
         asked = read_options("train", Train, argv)
         if asked.restarts or find_place(asked):
             sys.exit(_supervised(argv, asked))
-    from lmx.cli.recipes import parse, print_result
+    from lmx.cli.recipes import parse
     from lmx.cli.runtime import start_jax
 
     options, recipe = parse("train", Train, argv)

@@ -1,6 +1,7 @@
 """Opening a run directory: a new one, or one to go on with, never one of another experiment."""
 
 import fcntl
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ from lmx import config
 from lmx.checkpoint import manifest
 from lmx.errors import UserError
 from lmx.experiment import HARMLESS, Experiment, RunDir
+from lmx.files import check_reachable
 
 LOCK = "lock"
 
@@ -23,8 +25,12 @@ def check_run(run: RunDir, experiment: Experiment, allowed: Sequence[str]) -> No
       allowed: fields (dotted paths, or their beginnings) that may differ from the run's.
 
     Raises:
-      UserError: the directory holds something else, or a run that this experiment would alter; with the difference.
+      UserError: the directory holds something else, or a run that this experiment would alter; with the difference. Or
+        there can be no checkpoints where the experiment wants them.
     """
+    for name in ("directory", "local_directory"):
+        if address := getattr(experiment.checkpoint, name):
+            check_reachable(os.path.join(address, "step"), f"checkpoint.{name} {address}")
     if not run.experiment.exists():
         if any(p.name != LOCK for p in run.path.iterdir()):
             raise UserError(f"--run-dir {run.path} holds files but no run; choose an empty or a new directory")
@@ -37,10 +43,11 @@ def locked(run: RunDir) -> Iterator[None]:
     """Holds the run directory; the lock goes with the process, however it ends.
 
     Raises:
-      UserError: another process trains there.
+      UserError: another process trains there, or it cannot be made.
     """
     if run.path.is_file():
         raise UserError(f"--run-dir {run.path} is a file, expected a directory or a path that does not exist")
+    check_reachable(run.path, f"--run-dir {run.path}")
     run.path.mkdir(parents=True, exist_ok=True)
     with (run.path / LOCK).open("w") as file:
         try:

@@ -170,6 +170,12 @@ def test_a_directory_without_a_run_is_left_alone(tiny: Experiment, tmp_path: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file, expected a directory"):
         train(tiny, tmp_path / "file")
+    with pytest.raises(UserError, match=r"--run-dir \S+/file/run cannot be written: \S+/file is no directory"):
+        train(tiny, tmp_path / "file" / "run")
+    for name in ("directory", "local_directory"):
+        elsewhere = changed(tiny, "checkpoint", local_every=int(name != "directory"), **{name: str(tmp_path / "file")})
+        with pytest.raises(UserError, match=rf"checkpoint.{name} \S+ cannot be written: \S+/file is no directory"):
+            train(elsewhere, tmp_path / name)
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 

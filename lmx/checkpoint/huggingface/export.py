@@ -18,6 +18,7 @@ from lmx.checkpoint.huggingface.files import NAMES, nbytes, write_file
 from lmx.checkpoint.huggingface.plan import Holder, Plan, flat, make_plan
 from lmx.checkpoint.huggingface.tensors import INDEX, SINGLE, find_tensors, some
 from lmx.errors import LmxError, UserError
+from lmx.files import check_reachable
 from lmx.models.config import ModelConfig
 from lmx.nn.module import Params
 
@@ -120,8 +121,9 @@ def new_directory(directory: Path) -> Iterator[Path]:
     """A directory to fill, beside ``directory``; it takes that name when the block ends, and goes if it fails.
 
     Raises:
-      UserError: ``directory`` is there and has something in it.
+      UserError: ``directory`` is there and has something in it, or cannot be made.
     """
+    check_reachable(directory)
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise UserError(f"{directory} is there already; give a directory that is new or empty")
     folder = directory.parent / f".{directory.name}.{os.getpid()}"

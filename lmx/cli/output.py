@@ -1,0 +1,57 @@
+"""What a command writes: the files that its options name, and its result."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+from lmx.errors import UserError
+from lmx.files import check_reachable, json_text
+from lmx.sharding.processes import is_first
+
+
+def _file(words: list[str]) -> str:
+    """The path of a file to write, looked at before any work is done; empty for none, "-" for standard output."""
+    (path,) = words
+    if path not in ("", "-"):
+        if os.path.isdir(path):
+            raise UserError(f"{path} is a directory, expected the file to write")
+        check_reachable(path)
+    return path
+
+
+OutputFile = Annotated[
+    str,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FILE",
+        instance_from_str=_file,
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda path: [path],
+    ),
+]
+"""The type of an option that names a file to write. One that cannot be written is a UserError when the command line is
+read; directories that it lacks are made."""
+
+
+def print_result(result: dict[str, Any], people: str, file: str) -> None:
+    """Prints what is for people, and the same as JSON to ``file``; "-" is standard output and then prints only that.
+
+    Of several processes the first does so.
+    """
+    if not is_first():
+        return
+    if file == "-":
+        print(json_text(result, indent=2))
+        return
+    print(people)
+    if file:
+        write_output(file, json_text(result, indent=2) + "\n")
+
+
+def write_output(file: str, text: str) -> None:
+    """Writes the text to the file, and makes the directories that it lacks."""
+    path = Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
