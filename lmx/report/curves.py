@@ -50,6 +50,8 @@ PANELS = (
     Panel("Throughput", "tokens per second", "tokens_per_second"),
     Panel("Step time", "seconds", "step_seconds"),
 )
+KNOWN = {name for panel in PANELS for name in (panel.key, panel.marked) if name}
+"""The numbers that these panels show."""
 
 
 def color(index: int) -> str:
@@ -58,11 +60,19 @@ def color(index: int) -> str:
 
 
 def panels(runs: Sequence[Run]) -> tuple[Panel, ...]:
-    """The panels that these runs have numbers for: the known ones, then one for any other number logged."""
+    """The panels that these runs have numbers for: the known ones, then one for any other number that changes."""
     logged = {key for run in runs for key in run.series}
-    known = {p.key for p in PANELS} | {p.marked for p in PANELS}
-    others = (Panel(k.replace("_", " ").capitalize(), "", k) for k in sorted(logged - known))
+    others = (Panel(k.replace("_", " ").capitalize(), "", k) for k in sorted(logged - KNOWN - constants(runs).keys()))
     return tuple(p for p in (*PANELS, *others) if {p.key, p.marked} & logged)
+
+
+def constants(runs: Sequence[Run]) -> dict[str, float]:
+    """The other numbers that are the same throughout these runs: no curve tells more of them."""
+    found: dict[str, set[float]] = {}
+    for run in runs:
+        for key in sorted(run.series.keys() - KNOWN):
+            found.setdefault(key, set()).update(run.series[key].values.tolist())
+    return {key: values.pop() for key, values in found.items() if len(values) == 1}
 
 
 def draw(panel: Panel, runs: Sequence[Run]) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from lmx.data.packing import Plan
 from lmx.data.prepare import Prepared, prepare
-from lmx.data.rows import documents_of, epoch_rows, held_out_rows, spread, train_rows
+from lmx.data.rows import FEW, _shuffled, documents_of, epoch_rows, held_out_rows, spread, train_rows
 from lmx.errors import UserError
 from tests.data.conftest import config_of, write_corpus
 
@@ -65,6 +65,16 @@ def test_each_row_comes_once_an_epoch_in_a_new_order(prepared: Prepared) -> None
     assert epochs[0] != epochs[1] != epochs[2]
     other = train_rows(prepared, length=LENGTH, seed=1)
     assert [key(other[i]) for i in range(count)] not in epochs
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, FEW, FEW + 1])
+def test_few_rows_and_many_come_once_an_epoch_in_orders_of_their_own(rows: int) -> None:
+    numbers, other = _shuffled(rows, "0/0"), _shuffled(rows, "1/0")
+    epochs = [[int(numbers[epoch * rows + i]) for i in range(rows)] for epoch in (0, 1, 2, 10**9)]
+    assert all(sorted(order) == list(range(rows)) for order in epochs)
+    assert epochs[0] == [int(_shuffled(rows, "0/0")[i]) for i in range(rows)]
+    if rows >= 8:
+        assert len({tuple(order) for order in (*epochs, [int(other[i]) for i in range(rows)])}) == 5
 
 
 def test_rows_are_the_same_in_any_order_and_process(mixture: Prepared) -> None:

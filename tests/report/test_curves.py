@@ -37,8 +37,16 @@ def test_thin_keeps_peaks_and_ends_small():
 
 
 def test_known_panels_first_then_any_other_number():
-    found = curves.panels([run(zebra=[1], eval_loss=[1]), run(step_seconds=[1], router_loss=[1])])
-    assert [p.key for p in found] == ["loss", "step_seconds", "router_loss", "zebra"]
+    runs = [run(zebra=[1, 2], eval_loss=[1]), run(step_seconds=[1], router_loss=[1, np.nan])]
+    assert [p.key for p in curves.panels(runs)] == ["loss", "step_seconds", "router_loss", "zebra"]
+    assert curves.constants(runs) == {}
+
+
+def test_numbers_that_never_change_have_no_panel():
+    runs = [run(loss=[2, 2], skipped=[0, 0], targets=[512, 512], eval_seconds=[3]), run(skipped=[0], targets=[256])]
+    assert [p.key for p in curves.panels(runs)] == ["loss", "targets"]  # known ones do, and what tells runs apart
+    assert curves.constants(runs) == {"eval_seconds": 3.0, "skipped": 0.0}
+    assert curves.constants(runs[:1]) == {"eval_seconds": 3.0, "skipped": 0.0, "targets": 512.0}
 
 
 @pytest.mark.parametrize("values", [[3.0], [3.0, 2.0], [np.nan] * 3, list(9 / np.arange(1, 500)), [1e-9, 1e9, 0.0]])

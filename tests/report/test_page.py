@@ -40,7 +40,7 @@ class Page(HTMLParser):
 
 def make_run(directory, learning_rate=1e-3):
     directory.mkdir(parents=True)
-    rows = [{"step": s, "loss": 5 / s, "tokens_per_second": 10.0} for s in range(1, 200)]
+    rows = [{"step": s, "loss": 5 / s, "tokens_per_second": 10.0, "skipped": 0} for s in range(1, 200)]
     rows[99] |= {"eval_loss": 1.25, "eval_bits_per_byte": 0.5}
     (directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = {"type": "LocalFiles", "name": EVIL}
@@ -60,6 +60,7 @@ def test_one_run_shows_everything_escaped_and_alone(tmp_path):
     page = write_report([run])
     assert page == run / "report.html"
     text = Page(page).text
+    assert "Always the same: skipped 0." in text
     for part in ("1.234", "1,742", "AdamW", "0.9, 0.95", "0.10.2", "held-out", "text 10.", "text 190.", EVIL):
         assert part in text
     assert EVIL not in page.read_text()
