@@ -89,10 +89,8 @@ def _facts(run: Run) -> dict[str, Any]:
 def _curves(runs: Sequence[Run]) -> str:
     figures = "".join(f"<figure>{curves.draw(p, runs)}</figure>" for p in curves.panels(runs))
     note = "Faint: each logged step. Bold: the mean over 2% of them. Dots: held-out text. Rare peaks are cut."
-    if same := curves.constants(runs):
-        note += (
-            f" Always the same: {', '.join(f'{escape(_words(key))} {_value(value)}' for key, value in same.items())}."
-        )
+    same = [f"{escape(_words(key))} {_value(value)}" for key, value in curves.constants(runs).items()]
+    note += f" Always the same: {', '.join(same)}." if same else ""
     return section("Curves", f'{_legend(runs)}<p class="note">{note}</p><div class="grid">{figures}</div>')
 
 

@@ -31,6 +31,8 @@ START_UP = 4.0
 """A fault while starting comes within so many seconds."""
 END_SECONDS = 2 * (HEARTBEAT + GRACE)
 """Within this time after a fault the job must have ended: silence is noticed, and then the others have to leave."""
+UNNOTICED = 5 * EVERY
+"""A job that takes so many steps after a fault did not notice it."""
 
 
 @dataclass(frozen=True)
@@ -240,12 +242,13 @@ def _finish(victim: Victim, number: int) -> None:
 
 def _wound(victim: Victim, number: int, fault: Fault, rng: random.Random, disk: SmallDisk) -> dict[str, Any] | None:
     """Starts the run, lets the fault happen, and says what happened: an Outcome but for ``resumed``, or None, if the
-    run came to its end before the fault, or while it did."""
+    run came to its end before the fault, or too soon after it to notice."""
     process = rng.randrange(victim.processes)
     with victim.attempt(number) as attempt:
         _await_moment(victim, attempt, fault, rng)
         if attempt.finished():
             return None
+        before = attempt.step()
         if fault.kind == "full disk":
             disk.fill()
         else:
@@ -253,8 +256,10 @@ def _wound(victim: Victim, number: int, fault: Fault, rng: random.Random, disk: 
         code, seconds = attempt.end(working=fault.kind == "full disk")  # it is noticed by a later save
         step = attempt.step()
     disk.free()
-    if code == 0:
+    if code == 0 and step - before < UNNOTICED:
         return None
+    if code == 0:
+        raise LmxError(f"{fault.kind} of process {process} after step {before} went unnoticed: the run came to its end")
     damage = _damage(victim.checkpoints, fault.damage, rng)
     good = (s for s in reversed(_whole(victim.checkpoints)) if _problem(victim.checkpoints, s) is None)
     return {

@@ -1,13 +1,28 @@
 """Faults of the check of faults, in one process and in a job of two, and what it says when something is wrong."""
 
+import random
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from lmx.errors import LmxError, UserError
 from lmx.train import victim
-from lmx.train.check_faults import CYCLE, END_SECONDS, FIRST, Fault, FaultCheck, Outcome, check_faults, random_faults
+from lmx.train.check_faults import (
+    CYCLE,
+    END_SECONDS,
+    FIRST,
+    Fault,
+    FaultCheck,
+    Outcome,
+    _wound,
+    check_faults,
+    random_faults,
+)
 
 STEPS = 66
 SIX = (
@@ -81,6 +96,27 @@ def test_whatever_is_wrong_fails_the_check(outcome: Outcome, different: tuple[st
     assert not checked.data()["same"]
     with pytest.raises(LmxError, match=message):
         checked.verify()
+
+
+@pytest.mark.parametrize("kind", ["SIGTERM", "full disk"])
+def test_a_fault_just_before_the_end_is_missed_and_one_that_goes_unnoticed_fails(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmx.train.check_faults._await_moment", lambda *given: None)
+    process = SimpleNamespace(process=SimpleNamespace(send_signal=lambda number: None))
+    disk: Any = SimpleNamespace(fill=lambda: None, free=lambda: None)
+
+    def wound(*steps: int) -> Any:
+        told = iter(steps)
+        job = SimpleNamespace(
+            finished=lambda: False, step=lambda: next(told), process=lambda index: process, end=lambda working: (0, 1.0)
+        )
+        victim: Any = SimpleNamespace(processes=1, checkpoints=tmp_path, attempt=lambda number: nullcontext(job))
+        return _wound(victim, 0, Fault(steps[0], kind), random.Random(0), disk)
+
+    assert wound(60, 66) is None
+    with pytest.raises(LmxError, match=f"{kind} of process 0 after step 31 went unnoticed: the run came to its end"):
+        wound(31, 100)
 
 
 def test_random_faults_are_as_many_as_asked_and_of_every_kind() -> None:
