@@ -35,6 +35,13 @@ def write_durably(path: AnyPath, text: str) -> None:
         _flush_directory(folder)
 
 
+def write_file(path: AnyPath, text: str) -> None:
+    """Writes a file for people, and makes the directories that it lacks."""
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def naming(path: AnyPath) -> Iterator[None]:
     """Within the block an OSError that names no file, as those of writes, gets the name of this one."""

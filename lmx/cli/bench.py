@@ -167,5 +167,4 @@ def _random_model(experiment: Any) -> Any:
 
 
 def _emit(result: dict[str, Any], file: str) -> None:
-
     print_result(result, "", file or "-")

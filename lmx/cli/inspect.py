@@ -6,7 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from lmx.cli.output import OutputFile, print_result, write_output
+from lmx.cli.output import OutputFile, print_result
+from lmx.files import write_file
 
 
 @dataclass(frozen=True)
@@ -49,5 +50,5 @@ def main(argv: Sequence[str]) -> None:
     model = load(options.model, step=options.step)
     seen = look(model, options.text, options.target)
     data = as_data(model, seen, options.model, options.text)
-    write_output(options.out, page(data, seen))
+    write_file(options.out, page(data, seen))
     print_result(data, options.out, options.json)

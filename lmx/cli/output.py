@@ -1,13 +1,12 @@
 """What a command writes: the files that its options name, and its result."""
 
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.constructors import PrimitiveConstructorSpec
 
 from lmx.errors import UserError
-from lmx.files import check_reachable, json_text
+from lmx.files import check_reachable, json_text, write_file
 from lmx.sharding.processes import is_first
 
 
@@ -47,11 +46,4 @@ def print_result(result: dict[str, Any], people: str, file: str) -> None:
         return
     print(people)
     if file:
-        write_output(file, json_text(result, indent=2) + "\n")
-
-
-def write_output(file: str, text: str) -> None:
-    """Writes the text to the file, and makes the directories that it lacks."""
-    path = Path(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+        write_file(file, json_text(result, indent=2) + "\n")

@@ -11,6 +11,7 @@ import numpy as np
 
 from lmx import config
 from lmx.errors import UserError
+from lmx.files import write_file
 from lmx.report import curves, times
 from lmx.report.html import document, section
 from lmx.report.runs import Run, Sample, read_run
@@ -33,8 +34,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
         raise UserError("a report needs at least one run directory")
     runs = _named_apart([read_run(Path(d)) for d in run_dirs], run_dirs)
     page = out or Path(os.path.commonpath([Path(d).resolve() for d in run_dirs])) / "report.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(_page(runs), encoding="utf-8")
+    write_file(page, _page(runs))
     return page
 
 

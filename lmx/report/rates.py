@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lmx.files import write_file
 from lmx.optim.rising import RULE, Sweep
 from lmx.report.curves import COLORS, painted
 from lmx.report.style import CSS
@@ -18,15 +19,14 @@ def write_sweep(sweep: Sweep, name: str, page: Path) -> Path:
     Raises:
       UserError: matplotlib is not installed.
     """
-    page.parent.mkdir(parents=True, exist_ok=True)
     facts = {"suggested": sweep.suggested, "steepest fall": sweep.steepest, "lowest loss": sweep.lowest}
     tiles = "".join(f"<div><dt>{escape(k)}</dt><dd>{v:.2g}</dd></div>" for k, v in facts.items())
-    page.write_text(
+    write_file(
+        page,
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(name)}: learning rate</title>'
         f'<meta name="viewport" content="width=device-width"><style>{CSS}</style><main><h1>{escape(name)}: learning '
         f'rate</h1><dl class="tiles">{tiles}</dl><p class="note">Suggested: {escape(RULE)}.</p>'
         f"<figure>{draw_sweep(sweep)}</figure></main></html>\n",
-        encoding="utf-8",
     )
     return page
 

@@ -12,6 +12,7 @@ from typing import Any
 from lmx import config
 from lmx.errors import UserError
 from lmx.eval.metrics.measure import HELD_OUT, SCORES
+from lmx.files import write_file
 from lmx.report import curves
 from lmx.report.html import document, section
 
@@ -117,8 +118,7 @@ def write_results(results: Sequence[Result], out: Path) -> Path:
         + _differences(results)
         + section("Commands", "".join(map(_command, results)))
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(document(title, body), encoding="utf-8")
+    write_file(out, document(title, body))
     return out
 
 

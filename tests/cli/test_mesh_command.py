@@ -16,13 +16,14 @@ RECIPES = """
 from dataclasses import replace
 
 from lmx.experiment import Experiment, TrainConfig
-from lmx.models.families.llama import Llama
+from lmx.models.families.mixtral import Mixtral
+from lmx.models.schedules import PipelineConfig
 
 
 def odd() -> Experiment:
     sizes = dict(layers=2, width=8, heads=2, kv_heads=2, head_dim=4, hidden=8)
     return Experiment(
-        model=Llama(vocab=60, context=28, **sizes),
+        model=Mixtral(vocab=60, context=28, experts=4, **sizes),
         train=TrainConfig(batch=12, length=28, remat="none"),
     )
 
@@ -33,6 +34,7 @@ def wider() -> Experiment:
 SAYS = {
     "tensor=4": "'kv_heads' of stack/segment_0/block_0/attention/key/kernel into 4 (mesh axes tensor), which does not "
     "divide its size 2; choose a mesh that splits it into 2, the nearest number that divides it",
+    "expert=8": "into 8 (mesh axes expert), which does not divide its size 4; choose a mesh that splits it into 4",
     "sequence=8": "which does not divide the length 28; the nearest length that it divides is 32",
     "data=8": "into 8, which does not divide the 12 sequences of a microbatch (train.batch / train.accumulate); the "
     "nearest number that it divides is 16",
@@ -59,7 +61,7 @@ def test_a_table_and_why_meshes_are_skipped(recipes: Path, capfd: pytest.Capture
     for mesh, sentence in SAYS.items():
         (said,) = (line for line in out.splitlines() if line.startswith(f"skipped {mesh}: "))
         assert sentence in said
-    assert "odd: stage=2 (1 of 5)" in err
+    assert "odd: stage=2 (1 of 6)" in err
     data = json.loads(result.read_text())
     assert data["same"]
     trial = data["recipes"]["odd"]["trials"][1]
