@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from lmx.cli.output import OutputFile, print_result
+from lmx.cli.output import OutputFile, PageFile, print_result
 from lmx.files import write_file
 
 
@@ -28,7 +28,7 @@ class Inspect:
     target: str = ""
     """Of an encoder-decoder, or a decoder that learned to go on with a prefix, what it would write; by default what it
     does write."""
-    out: OutputFile = "inspect.html"
+    out: PageFile = "inspect.html"
     """The page to write."""
     step: int | None = None
     """Of a run: the checkpoint's step; None is the newest good one."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lmx.cli.output import OutputFile, print_result
+from lmx.cli.output import OutputFile, PageFile, print_result
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Lr:
     """Weight of the past in the average of the losses."""
     stop: float = 1.5
     """The sweep ends when that average is so many times the lowest it was."""
-    page: OutputFile = ""
+    page: PageFile = ""
     """Also draw an HTML page with the curve here."""
     json: OutputFile = ""
     """Also write the sweep as JSON to this file; "-" is standard output."""

@@ -1,6 +1,7 @@
 """What a command writes: the files that its options name, and its result."""
 
 import os
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from tyro.constructors import PrimitiveConstructorSpec
@@ -10,9 +11,8 @@ from lmx.files import check_reachable, json_text, write_file
 from lmx.sharding.processes import is_first
 
 
-def _file(words: list[str]) -> str:
+def _file(path: str) -> str:
     """The path of a file to write, looked at before any work is done; empty for none, "-" for standard output."""
-    (path,) = words
     if path not in ("", "-"):
         if os.path.isdir(path):
             raise UserError(f"{path} is a directory, expected the file to write")
@@ -20,18 +20,27 @@ def _file(words: list[str]) -> str:
     return path
 
 
-OutputFile = Annotated[
-    str,
-    PrimitiveConstructorSpec(
+def _page(path: str) -> str:
+    if path == "-":
+        raise UserError("a page does not go to standard output; name the file to write")
+    return _file(path)
+
+
+def _read_by(read: Callable[[str], str]) -> PrimitiveConstructorSpec[str]:
+    return PrimitiveConstructorSpec(
         nargs=1,
         metavar="FILE",
-        instance_from_str=_file,
+        instance_from_str=lambda words: read(words[0]),
         is_instance=lambda value: isinstance(value, str),
         str_from_instance=lambda path: [path],
-    ),
-]
-"""The type of an option that names a file to write. One that cannot be written is a UserError when the command line is
-read; directories that it lacks are made."""
+    )
+
+
+OutputFile = Annotated[str, _read_by(_file)]
+"""The type of an option that names a file to write, "-" being standard output. One that cannot be written is a
+UserError when the command line is read; directories that it lacks are made."""
+PageFile = Annotated[str, _read_by(_page)]
+"""The same for a page, which needs a file."""
 
 
 def print_result(result: dict[str, Any], people: str, file: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmx.cli.output import OutputFile, print_result
+from lmx.cli.output import OutputFile, PageFile, print_result
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class _Report:
 
     runs: tuple[Path, ...]
     """Directories of the runs, or JSON files that lmx eval wrote; the first gets the first colour."""
-    out: OutputFile = ""
+    out: PageFile = ""
     """The page to write; by default report.html beside what it is about."""
     json: OutputFile = ""
     """Also write the page's path, the runs and their goodput as JSON to this file; "-" is standard output."""

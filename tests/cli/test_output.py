@@ -32,13 +32,16 @@ COMMANDS = [
     ["bench", "load", "llama_3_2_1b"],
 ]
 FILES = [(command, "--json") for command in COMMANDS]
-FILES += [(["report", "runs/none"], "--out"), (["inspect", "runs/none", "--text", "a"], "--out")]
-FILES += [(["lr", QUICKSTART], "--page")]
+PAGES = [
+    (["report", "runs/none"], "--out"),
+    (["inspect", "runs/none", "--text", "a"], "--out"),
+    (["lr", QUICKSTART], "--page"),
+]
 
 
 @pytest.mark.parametrize(
     ("command", "option"),
-    FILES,
+    [*FILES, *PAGES],
     ids=lambda value: " ".join([value] if isinstance(value, str) else [w for w in value if os.sep not in w]),
 )
 def test_every_command_refuses_a_directory_for_a_file(
@@ -48,6 +51,13 @@ def test_every_command_refuses_a_directory_for_a_file(
     assert main([*command, option, str(tmp_path)]) == 2
     assert capfd.readouterr().err == f"lmx {command[0]}: {tmp_path} is a directory, expected the file to write\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("command", "option"), PAGES, ids=["report", "inspect", "lr"])
+def test_a_page_needs_a_file(command: list[str], option: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, option, "-"]) == 2
+    says = f"lmx {command[0]}: a page does not go to standard output; name the file to write\n"
+    assert capfd.readouterr().err == says
 
 
 def test_what_stands_in_the_way_is_named(
