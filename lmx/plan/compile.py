@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from lmx.errors import LmxError
+from lmx.errors import LmxError, UserError
 from lmx.experiment import Experiment
 from lmx.objectives.random_rows import full_rows
 from lmx.sharding.collectives import Collective, collectives
@@ -17,6 +17,9 @@ from lmx.sharding.mesh import build_mesh
 from lmx.sharding.rules import Sharding
 from lmx.train.state import state_shapes
 from lmx.train.step import jit_step
+
+TOO_LARGE = "RESOURCE_EXHAUSTED"
+"""What a compiler's error begins with when a program needs more memory than its devices have."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def compile_step(experiment: Experiment, sharding: Sharding, effort: float = 0.0
     """Compiles a step of ``experiment`` for the devices of a mesh; ``effort`` of the compiler is from -1 to 1.
 
     Raises:
-      UserError: the mesh does not fit the model or the batch.
+      UserError: the mesh does not fit the model or the batch, or a step not into the memory of the devices.
       LmxError: the compiler's program cannot be read back.
     """
     experiment.check()
@@ -70,7 +73,7 @@ def compile_step(experiment: Experiment, sharding: Sharding, effort: float = 0.0
     traced = time.perf_counter()
     # Compilers for CPU do not know these options.
     efforts = {"exec_time_optimization_effort": effort, "memory_fitting_effort": effort} if effort else None
-    compiled = lowered.compile(efforts)
+    compiled = _compiled(lowered, efforts)
     done = time.perf_counter()
     stats = compiled.memory_analysis()
     return CompiledStep(
@@ -83,6 +86,19 @@ def compile_step(experiment: Experiment, sharding: Sharding, effort: float = 0.0
         working_bytes=stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes,
         collectives=tuple(collectives(_text(compiled), sharding.mesh.shape)),
     )
+
+
+def _compiled(lowered: Any, efforts: dict[str, float] | None) -> Any:
+    try:
+        return lowered.compile(efforts)
+    except jax.errors.JaxRuntimeError as error:
+        said = str(error).partition(TOO_LARGE)[2].partition("\n")[0]
+        if not said:
+            raise
+        raise UserError(
+            f"a step does not fit into the devices' memory ({said.strip(' :.')}): split it over more of them, lower "
+            "--train.batch or --train.length, raise --train.accumulate, or set --train.remat full"
+        ) from error
 
 
 def batch_shapes(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
