@@ -19,7 +19,7 @@ class Plan:
 
     Every field of the recipe is an option; --mesh says how the devices are used. TPUs take libtpu (the extra lmx[tpu]).
 
-    Example: lmx plan configs/llama.py:llama_1b --topology v5p:2x2x2 --mesh.fsdp 8 --formulas True
+    Example: lmx plan configs/llama.py:llama_1b --topology v5p:2x2x2 --mesh.fsdp 8 --train.batch 64 --formulas True
     """
 
     topology: str = "v5p:2x2x2"
